@@ -1,0 +1,82 @@
+# Every target first makes the virtual environment it needs in .venv, in this folder; nothing else on
+# the machine changes, and no target needs root. `make` alone lists the targets.
+
+PYTHON   ?=
+PIP_ARGS ?=
+CAMPAIGN  = examples/dipole_gap.toml
+OUT       = runs/$(notdir $(basename $(CAMPAIGN)))
+DATA      = qm9
+PRESET    = small
+WORKERS   = 2
+
+BIN   := .venv/bin
+READY := .venv/.ready
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv campaign test test-all bench train-molgen lint
+
+help:
+	@echo 'make campaign      generate molecules with a wanted dipole and gap, check them with xTB and DFT,'
+	@echo '                   write a report (continues where it stopped); CAMPAIGN=FILE.toml OUT=FOLDER'
+	@echo 'make test          the quick tests'
+	@echo 'make test-all      all tests, the slow ones included; DRIFTWORKS_DATA=FOLDER for those that need data'
+	@echo 'make bench         speed of sampling and training on this machine'
+	@echo 'make train-molgen  train the molecule model (resumable); DATA=qm9|FILE PRESET=small OUT=FOLDER'
+	@echo 'make lint          ruff and mypy'
+	@echo ''
+	@echo 'PYTHON=python3.12  the Python (3.11 or newer) that makes .venv; default: the first one found'
+	@echo 'PIP_ARGS=...       more arguments for pip, for instance an index with CPU-only builds of torch'
+
+venv: $(READY)
+
+campaign: $(READY)
+	@echo '== campaign $(CAMPAIGN) -> $(OUT) (stop it and run it again: it continues)'
+	@$(BIN)/driftworks campaign run '$(CAMPAIGN)' --out '$(OUT)'
+
+test: $(READY)
+	@echo '== quick tests'
+	@$(PYTEST)
+
+test-all: $(READY)
+	@echo '== all tests'
+	@$(PYTEST) -m ''
+
+bench: $(READY)
+	@echo '== benchmarks'
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+train-molgen: OUT = runs/train-molgen-$(PRESET)
+train-molgen: $(READY)
+	@echo '== training the $(PRESET) molecule model on $(DATA) -> $(OUT) (stop it and run it again: it continues)'
+	@$(BIN)/driftworks train molgen --data '$(DATA)' --preset '$(PRESET)' --out '$(OUT)' --resume
+
+lint: $(READY)
+	@echo '== ruff'
+	@$(BIN)/ruff check .
+	@echo '== mypy'
+	@$(BIN)/mypy
+
+# The stamp holds the folder it was made in: a moved or copied checkout installs itself again, because
+# an editable install remembers its path.
+ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
+.PHONY: $(READY)
+endif
+
+$(READY): pyproject.toml constraints.txt
+	@set -e; \
+	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  found=; \
+	  for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo 'driftworks needs Python 3.11 or newer: "$(or $(PYTHON),python3)" is missing or older; name one with: make PYTHON=/path/to/python3.11' >&2; exit 1; \
+	  fi; \
+	  echo "== making .venv with $$found ($$("$$found" --version 2>&1))"; \
+	  "$$found" -m venv --clear .venv || { \
+	    echo 'driftworks: could not make .venv; on Debian and Ubuntu the package python3-venv is needed' >&2; exit 1; }; \
+	fi; \
+	echo '== installing driftworks and its dependencies into .venv (once; minutes on a first run)'; \
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[all,test]'; \
+	printf '%s' '$(CURDIR)' > $(READY)
