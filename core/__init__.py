@@ -1,0 +1,49 @@
+"""The shared core: paths between noise and data, predictions, laws, solvers, one sampling loop.
+
+Time runs from t = 0 (noise) to t = 1 (data). Nothing here knows a scientific domain. A domain
+declares a `Process` (named parts, each a space with a path) and a network, trains with
+`matching_loss` and samples with ``sample.sample``. The nouns are gathered here; modules of verbs
+(``grids``, ``laws``, ``predict``, ``sample``, ``solvers``, ``checkpoint``) are imported by name,
+``from driftworks.core import grids``.
+"""
+
+from __future__ import annotations
+
+if not __name__.startswith("driftworks."):
+    raise ImportError(
+        f"this folder was imported as {__name__!r}; import it as driftworks.core "
+        "(pip install -e . in the checkout makes that name available)"
+    )
+
+from driftworks.core.ctmc import Masking
+from driftworks.core.guide import autoguide, cfg
+from driftworks.core.keys import Keys
+from driftworks.core.laws import Gaussian, Mixture
+from driftworks.core.paths import Path
+from driftworks.core.predict import Precondition
+from driftworks.core.process import Bridge, Part, Process, State
+from driftworks.core.spaces import Centred, Flat, PairTokens, Space, Symmetric, Tokens
+from driftworks.core.train import Ema, matching_loss
+
+__all__ = [
+    "Bridge",
+    "Centred",
+    "Ema",
+    "Flat",
+    "Gaussian",
+    "Keys",
+    "Masking",
+    "Mixture",
+    "PairTokens",
+    "Part",
+    "Path",
+    "Precondition",
+    "Process",
+    "Space",
+    "State",
+    "Symmetric",
+    "Tokens",
+    "autoguide",
+    "cfg",
+    "matching_loss",
+]
