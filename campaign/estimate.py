@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,8 +46,8 @@ class Estimate:
         few, expected = self.samples
         parts = f"sampling {_duration(self.sampling)}, xTB {_duration(self.xtb)}"
         return (
-            f"{few} to {expected} samples ({self.acceptance:.0%} of a probe were candidates); about "
-            f"{_duration(self.total)} of one core: {parts}, DFT {_duration(self.dft)}"
+            f"{few} to {expected} samples ({self.acceptance:.0%} of a probe were candidates); "
+            f"about {_duration(self.total)} of one core: {parts}, DFT {_duration(self.dft)}"
         )
 
 
