@@ -65,7 +65,7 @@ def _parse(words: list[str]) -> None:
 def test_every_command_of_the_plan_is_there() -> None:
     assert {" ".join(path) for path in LEAVES} == {
         "campaign run", "campaign resume", "campaign report", "campaign status", "campaign check",
-        "sample molgen", "evaluate molgen", "train molgen", "models", "doctor",
+        "sample molgen", "evaluate molgen", "train molgen", "train regressor", "models", "doctor",
         "data qm9", "data ccd", "data read",
     }  # fmt: skip
 
