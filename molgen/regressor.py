@@ -176,24 +176,38 @@ class Regressor:
         return dict(zip(self.properties, out.T, strict=True))
 
 
-@lru_cache(maxsize=4)
 def load_regressor(
     device: str = "auto", name: str | os.PathLike[str] = "qm9-regressor"
 ) -> Regressor:
-    """The shipped regressor, or one from a folder. Raises `UserError` when there is none."""
-    from driftworks.molgen.train import pick_device
-    from driftworks.molgen.zoo import available
+    """The shipped regressor, or one from a folder; kept in memory while its files are the same.
 
-    folder = available("molgen-regressor").get(str(name), Path(name))
+    Raises `UserError` when there is none and for a damaged checkpoint.
+    """
+    from driftworks.molgen.train import pick_device
+    from driftworks.molgen.zoo import weights_folder
+
+    folder = weights_folder() / name
+    if not (folder / "model.json").is_file():
+        folder = Path(name)
     if not (folder / "model.json").is_file():
         raise UserError(f"no regressor {str(name)!r}: neither shipped nor a folder with model.json")
+    return _load(folder.resolve(), pick_device(device), (folder / "model.json").stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _load(folder: Path, device: torch.device, modified: int) -> Regressor:
     tensors, meta = checkpoint.load(folder)
-    net = _build(RegressorConfig.model_validate(meta["config"]))
+    if meta.get("kind") != "molgen-regressor":
+        raise UserError(f"{folder} holds a {meta.get('kind')!r} checkpoint, not a molgen-regressor")
     try:
+        net = _build(RegressorConfig.model_validate(meta["config"]))
         net.load_state_dict({k: v.float() for k, v in tensors.items()})
-    except RuntimeError as error:
-        raise UserError(f"regressor {folder} does not fit: {str(error).splitlines()[0]}") from None
-    return Regressor(folder.name, net, meta, pick_device(device))
+    except KeyError as error:
+        raise UserError(f"regressor {folder}: its model.json lacks {error}") from None
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"regressor {folder} does not fit this version: {reason}") from None
+    return Regressor(folder.name, net, meta, device)
 
 
 def _batches(table: MoleculeTable, config: RegressorConfig) -> Iterator[tuple[Tensor, ...]]:
@@ -203,13 +217,18 @@ def _batches(table: MoleculeTable, config: RegressorConfig) -> Iterator[tuple[Te
     counts = table.atom_counts
     columns = np.stack([table.properties[k] for k in config.properties], -1).astype(np.float32)
     usable = np.flatnonzero((counts >= 2) & (counts <= config.max_atoms))
-    sizes, members = np.unique(counts[usable], return_counts=True)
     data = {}
-    for size in sizes:
+    for size in np.unique(counts[usable]):
         rows = usable[counts[usable] == size]
         atom, pos, mask, known = _coded(Molecules.from_table(table, rows).padded(int(size)),
                                         config.elements)
-        data[size] = [x[known] for x in (atom, pos, mask, torch.from_numpy(columns[rows]))]
+        if known.any():
+            data[size] = [x[known] for x in (atom, pos, mask, torch.from_numpy(columns[rows]))]
+    if not data:
+        raise UserError(f"none of the {len(table)} molecules has elements {config.elements} and "
+                        f"2-{config.max_atoms} atoms")
+    sizes = np.array(list(data))
+    members = np.array([len(x[0]) for x in data.values()])
     generator = np.random.default_rng(config.seed)
     while True:
         size = generator.choice(sizes, p=members / members.sum())
@@ -221,9 +240,14 @@ def train_regressor(config: RegressorConfig, train: MoleculeTable, test: Molecul
                     out: Path | str, progress: bool = True) -> Path:
     """Train for ``config.minutes`` on smooth-L1 of z-scores; measure on ``test``; write to ``out``.
 
-    Missing labels do not count. Returns the folder, readable by `load_regressor`.
+    Missing labels do not count. Returns the folder, readable by `load_regressor`. Raises
+    `UserError` when a property has no label in ``train`` or ``test``.
     """
     out = Path(out)
+    for name in config.properties:
+        for split, table in {"train": train, "test": test}.items():
+            if np.isnan(table.properties.get(name, np.array([np.nan]))).all():
+                raise UserError(f"no {split} molecule has a label of {name!r} to learn from")
     net = _build(config)
     columns = np.stack([train.properties[k] for k in config.properties], -1)
     net.mean.copy_(torch.from_numpy(np.nanmean(columns, 0)))

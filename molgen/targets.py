@@ -49,6 +49,9 @@ _FACTORS: dict[str, dict[str, float]] = {
 }
 
 
+_NUMBER = r"([-+]?[\d.]+(?:[eE][-+]?\d+)?)"
+
+
 @dataclass(frozen=True)
 class Target:
     """What is asked of one property: every molecule's value lies in [low, high], in ``unit``.
@@ -77,7 +80,7 @@ def _number(name: str, value: Any) -> float:
     """A number in the property's unit, from a number or a text like '0.25 hartree'."""
     unit = UNITS.get(name, "")
     if isinstance(value, str):
-        match = re.fullmatch(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*(.*?)\s*", value)
+        match = re.fullmatch(rf"\s*{_NUMBER}\s*(.*?)\s*", value)
         if not match:
             raise UserError(
                 f"target {name}={value!r} is not a number; write e.g. {name}=4.0, "
@@ -116,8 +119,13 @@ def parse(targets: Mapping[str, Any] | None, ranges: Mapping[str, list[float]]) 
         least, low_tail, high_tail, most = ranges[name]
         unit = UNITS.get(name, "")
         each = None
+        if isinstance(value, np.ndarray) and value.ndim == 0:
+            value = value.item()
         if isinstance(value, np.ndarray):
-            each = value.astype(np.float64)
+            try:
+                each = value.astype(np.float64)
+            except (TypeError, ValueError):
+                raise UserError(f"target {name}: its values are not all numbers") from None
             if not np.isfinite(each).all() or each.size == 0:
                 raise UserError(f"target {name}: its values are not all finite numbers")
             pair: tuple[Any, Any] = (float(each.min()), float(each.max()))
@@ -126,8 +134,10 @@ def parse(targets: Mapping[str, Any] | None, ranges: Mapping[str, list[float]]) 
             pair = (end, end)
         elif isinstance(value, str) and ".." in value:
             first, last = value.split("..", 1)
-            said = re.search(r"[A-Za-z].*$", last)  # 'a..b unit': the unit counts for both
-            pair = (f"{first} {said.group()}" if said else first, last)
+            bare = re.fullmatch(_NUMBER, first.strip())
+            said = re.fullmatch(rf"\s*{_NUMBER}\s*(.*?)\s*", last)
+            # 'a..b unit': the unit counts for both
+            pair = (f"{first} {said.group(2)}" if bare and said else first, last)
         elif isinstance(value, tuple | list):
             if len(value) != 2:
                 raise UserError(f"target {name}={value!r}: a range is a pair (low, high)")
@@ -147,12 +157,27 @@ def parse(targets: Mapping[str, Any] | None, ranges: Mapping[str, list[float]]) 
     return out
 
 
+def _conditioned(covariance: np.ndarray) -> np.ndarray:
+    """The matrix itself, or with the eigenvalues of its correlations raised to at least 0.01.
+
+    gap = lumo - homo up to rounding: on that nearly empty axis the likelihood would compare
+    rounding errors, and decide the size by them.
+    """
+    scale = np.sqrt(np.diag(covariance))
+    scale = np.where(scale > 0, scale, 1.0)
+    power, axes = np.linalg.eigh(covariance / np.outer(scale, scale))
+    if power[0] >= 0.01:
+        return covariance
+    return (axes * power.clip(min=0.01)) @ axes.T * np.outer(scale, scale)
+
+
 def size_distribution(statistics: Mapping[str, Any], names: list[str], properties: tuple[str, ...],
                       values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """p(N | targets): (sizes (S,), probabilities (B, S)).
 
     ``statistics`` come from training (`train.size_statistics`), ``names`` are the properties asked
-    for and ``values`` (B, len(names)) their values.
+    for and ``values`` (B, len(names)) their values. Targets that contradict each other, such as a
+    gap that is not lumo - homo, count as met to a tenth of a standard deviation.
     """
     sizes = np.asarray(statistics["sizes"])
     log_p = np.log(np.asarray(statistics["share"]))[None].repeat(len(values), 0)
@@ -161,7 +186,7 @@ def size_distribution(statistics: Mapping[str, Any], names: list[str], propertie
         for column, (mean, covariance) in enumerate(
             zip(statistics["mean"], statistics["covariance"], strict=True)
         ):
-            spread = np.asarray(covariance)[np.ix_(which, which)]
+            spread = _conditioned(np.asarray(covariance)[np.ix_(which, which)])
             gap = values - np.asarray(mean)[which]
             scaled = np.linalg.solve(spread, gap.T).T
             log_p[:, column] -= 0.5 * ((gap * scaled).sum(1) + np.linalg.slogdet(spread)[1])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -177,12 +178,18 @@ def pick_device(name: str) -> torch.device:
     """A device by name; ``auto`` is CUDA where there is one. Raises `UserError`."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device {name!r} asked for, but this machine shows no CUDA device")
+    device: torch.device | None
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:0") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:0")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UserError(f"device {name!r} asked for, but this machine shows {count or 'no'} CUDA "
+                        f"device{'s' if count > 1 else ''}")
+    return device
 
 
 class _Run:
@@ -191,7 +198,9 @@ class _Run:
     def __init__(self, config: TrainConfig, batches: Batches, device: torch.device):
         self.config, self.device = config, device
         net = build(config.net, config.seed)
-        with np.errstate(all="ignore"), _quiet_nan():
+        with warnings.catch_warnings():
+            # Columns without any label have no mean; numpy's warning about it is expected.
+            warnings.simplefilter("ignore", RuntimeWarning)
             mean, std = np.nanmean(batches.properties, 0), np.nanstd(batches.properties, 0)
         net.property_mean.copy_(torch.from_numpy(np.nan_to_num(mean)))
         net.property_std.copy_(torch.from_numpy(np.where(np.nan_to_num(std) > 0, std, 1.0)))
@@ -238,6 +247,15 @@ class _Run:
         self.ema.update(self.parameters)
         self.step += 1
 
+    def check(self) -> None:
+        """Raise `UserError` when a tenth of all steps had to be skipped."""
+        skipped = int(self.skipped)
+        if skipped > 100 and skipped > 0.1 * self.step:
+            raise UserError(
+                f"training diverges: {skipped} of {self.step} steps had gradients that are not "
+                f"finite; lower learning_rate ({self.config.learning_rate})"
+            )
+
     def save(self, folder: Path) -> None:
         """Write the state into a folder of its own, then drop all but the last two."""
         tensors: dict[str, Tensor] = {"skipped": self.skipped.reshape(1)}
@@ -272,6 +290,8 @@ class _Run:
                 for k, p in enumerate(self.parameters):
                     p.copy_(tensors[f"parameter.{k}"])
                     self.ema.shadow[k].copy_(tensors[f"ema.{k}"])
+                    if f"step.{k}" not in tensors:
+                        continue  # never had a gradient: no step was self-conditioned yet
                     self.optimiser.state[p] = {
                         "step": tensors[f"step.{k}"].reshape(()).to(self.device),
                         "exp_avg": tensors[f"exp_avg.{k}"].to(self.device),
@@ -291,20 +311,6 @@ class _Run:
         names = {id(p): name for name, p in self.net.named_parameters()}
         self.ema.copy_to([own[names[id(p)]] for p in self.parameters])
         return net.eval()
-
-
-class _quiet_nan:
-    """Columns without any label have no mean; numpy's warning about it is expected."""
-
-    def __enter__(self) -> None:
-        import warnings
-
-        self._catch = warnings.catch_warnings()
-        self._catch.__enter__()
-        warnings.simplefilter("ignore", RuntimeWarning)
-
-    def __exit__(self, *error: object) -> None:
-        self._catch.__exit__(None, None, None)
 
 
 def _loss(net: torch.nn.Module, process: Process, batch: dict[str, Tensor], config: TrainConfig,
@@ -422,15 +428,13 @@ def train(config: TrainConfig, data: MoleculeTable, out: Path | str, resume: boo
             run.seconds = before + now - begin
             if view.due(now):
                 view.report(run, parts, process, statistics)
-                if run.skipped > 100 and run.skipped > 0.1 * run.step:
-                    raise UserError(
-                        f"training diverges: {int(run.skipped)} of {run.step} steps had gradients "
-                        f"that are not finite; lower learning_rate ({config.learning_rate})"
-                    )
+                run.check()
             if now - saved > 60 * config.checkpoint_minutes:
+                run.check()
                 run.save(out)
                 export(run, out, statistics, description)
                 saved = now
+        run.check()
         run.save(out)
         export(run, out, statistics, description)
     return out

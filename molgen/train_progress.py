@@ -93,9 +93,12 @@ class Progress:
         counts = generator.choice(statistics["sizes"], QUALITY_SAMPLES, p=statistics["share"])
         size = int(counts.max())
         mask = torch.arange(size) < torch.from_numpy(counts).unsqueeze(1)
-        state, _ = generate(
+        mask = mask.to(run.device)
+        state, finite = generate(
             run.averaged(), process, Keys.for_samples(run.step, range(QUALITY_SAMPLES)),
-            mask.to(run.device), steps=50,
+            mask, steps=50,
         )
-        molecules = to_molecules(state, mask.to(run.device), self.config.net)
-        return float(strict_mask(molecules.to("cpu")).float().mean())
+        # A sample that blew up counts as invalid; it may still hold mask tokens.
+        good = {k: v[finite] for k, v in state.items()}
+        molecules = to_molecules(good, mask[finite], self.config.net)
+        return float(strict_mask(molecules.to("cpu")).sum()) / QUALITY_SAMPLES

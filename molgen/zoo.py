@@ -35,6 +35,7 @@ __all__ = ["FALLBACK", "Model", "available", "load"]
 Atoms = int | tuple[int, int] | np.ndarray | None
 _Drawn = tuple[Molecules, Tensor]
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+_STATISTICS = ("sizes", "share", "mean", "covariance", "ranges")  # of `train.size_statistics`
 FALLBACK = {"qm9": "qm9-small"}  # the model that stands in when the named one is not shipped
 
 
@@ -44,12 +45,17 @@ def weights_folder() -> Path:
 
 
 def available(kind: str = "molgen") -> dict[str, Path]:
-    """Names and folders of the shipped checkpoints of a kind."""
+    """Names and folders of the shipped checkpoints of a kind; those with unreadable JSON are not
+    among them, and `load` says what is wrong with one."""
     import json
 
     found = {}
     for path in sorted(weights_folder().glob("*/model.json")):
-        if json.loads(path.read_text()).get("kind") == kind:
+        try:
+            meta = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(meta, dict) and meta.get("kind") == kind:
             found[path.parent.name] = path.parent
     return found
 
@@ -66,7 +72,9 @@ def load(name: str | os.PathLike[str] = "qm9", device: str = "auto") -> Model:
     chosen = str(name)
     if chosen not in shipped and chosen in FALLBACK:
         chosen = FALLBACK[chosen]
-    folder = shipped.get(chosen, Path(name))
+    folder = weights_folder() / chosen
+    if not (folder / "model.json").is_file():
+        folder = Path(name)
     if not (folder / "model.json").is_file():
         choices = ", ".join(sorted({*shipped, *FALLBACK})) or "none is shipped"
         raise UserError(f"no model {str(name)!r}: neither a shipped one ({choices}) nor a folder "
@@ -92,15 +100,17 @@ class Model:
             self.config = NetConfig.model_validate(meta["config"]["net"])
             self.net = build(self.config)
             self.net.load_state_dict({k: v.float() for k, v in tensors.items()})
-        except (KeyError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            self.statistics: dict[str, Any] = {k: meta["sizes"][k] for k in _STATISTICS}
+        except KeyError as error:
+            raise UserError(f"checkpoint {name!r}: its model.json lacks {error}") from None
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
             raise UserError(f"checkpoint {name!r} does not fit this version: {reason}") from None
         broken = [k for k, v in tensors.items() if not torch.isfinite(v).all()]
         if broken:
             raise UserError(f"checkpoint {name!r} holds weights that are not finite: {broken[0]}")
         self.net.to(device).eval().requires_grad_(False)
         self.process = molecular_process(self.config)
-        self.statistics: dict[str, Any] = meta["sizes"]
 
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.net.parameters())
@@ -144,13 +154,21 @@ class Model:
         Returns a `Library` with its molecules in the order of their index; samples whose state did
         not stay finite are counted in ``failures``. Raises `UserError` on impossible requests.
         """
+        for name, value in {"n": n, "steps": steps, "batch_size": batch_size, "first": first,
+                            "seed": seed}.items():
+            if not isinstance(value, int | np.integer):
+                raise UserError(f"{name} must be a whole number, got {value!r}")
+        n, steps, batch_size, first, seed = map(int, (n, steps, batch_size, first, seed))
         if n < 1 or steps < 1 or batch_size < 1 or first < 0:
             raise UserError(
                 f"n, steps and batch_size must be at least 1 and first at least 0, got n={n}, "
                 f"steps={steps}, batch_size={batch_size}, first={first}"
             )
-        if not (np.isfinite(guidance) and guidance >= 0):
-            raise UserError(f"guidance must be a number >= 0, got {guidance}")
+        if not (isinstance(guidance, int | float | np.number) and 0 <= guidance < np.inf):
+            raise UserError(f"guidance must be a number >= 0, got {guidance!r}")
+        guidance = float(guidance)
+        if isinstance(atoms, np.integer):
+            atoms = int(atoms)
         wanted = parse(targets, self.ranges)
         keys = Keys.for_samples(seed, range(first, first + n))
         values = {t.name: t.values(_uniform(keys, f"target/{t.name}")) for t in wanted}
@@ -218,15 +236,21 @@ class Model:
                     f"atoms must be {len(keys)} numbers in {min(trained)}..{max(trained)}"
                 )
             return atoms
-        low, high = (min(trained), max(trained)) if atoms is None else (
-            (atoms, atoms) if isinstance(atoms, int) else atoms
+        ends = (min(trained), max(trained)) if atoms is None else (
+            atoms if isinstance(atoms, tuple | list) else (atoms, atoms)
         )
-        if not (2 <= low <= high <= max(trained)):
+        if len(ends) != 2 or not all(isinstance(x, int | np.integer) for x in ends):
+            raise UserError(
+                f"atoms={atoms!r} is not a number of atoms, a pair (low, high) or an array of "
+                f"{len(keys)} numbers"
+            )
+        low, high = ends
+        if not (2 <= low <= high <= max(trained) and high >= min(trained)):
             raise UserError(
                 f"atoms={atoms} is not possible: this model makes molecules of {min(trained)} to "
                 f"{max(trained)} atoms, hydrogens included"
             )
-        if low == high:
+        if low == high and low in trained:
             return np.full(len(keys), low)
         names = [t.name for t in wanted]
         table = np.stack([values[k] for k in names], -1) if names else np.zeros((len(keys), 0))

@@ -1,6 +1,7 @@
 """How well targets are met, on a ladder of baselines that knew less.
 
-    python benchmarks/quality/property_ladder.py --data qm9.npz [--model qm9] [--n 200] [--oracle xtb]
+    python benchmarks/quality/property_ladder.py --data qm9.npz [--model qm9] [--n 200]
+        [--oracle xtb]
 
 For each of the six properties, pairs (size, value) are taken from random training molecules and one
 molecule is generated for each, steered by that property alone. Its property is estimated by the

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from driftworks.core import checkpoint
 from driftworks.errors import UserError
 from driftworks.molgen.molecule import Molecules
 from driftworks.molgen.regressor import (
@@ -70,6 +71,41 @@ def test_a_few_steps_train_and_the_card_tells_the_test_error(qm9, tmp_path):
     for name in loaded.properties:
         own = np.abs(predicted[name] - test.properties[name]).mean()
         assert own == pytest.approx(loaded.errors[name], rel=0.05)
+
+
+def test_a_trained_regressor_is_read_anew_and_foreign_molecules_are_left_out(build, tmp_path):
+    from driftworks.data.table import Molecule, MoleculeTable
+
+    def table(smiles, label=1.0):
+        rows = build(smiles)
+        return MoleculeTable.from_molecules([
+            Molecule(id=f"t:{k}", smiles="", numbers=rows.numbers[k, :n].numpy().astype(np.uint8),
+                     positions=rows.positions[k, :n].numpy(), charges=np.zeros(n, np.int8),
+                     bonds=np.zeros((0, 3), np.int16), properties={"mu": label + k})
+            for k, n in enumerate(rows.atom_counts.tolist())
+        ], source="test", units={"mu": "debye"})
+
+    config = RegressorConfig(**TINY, properties=("mu",), minutes=0.005, precision="float32")
+    small = table(["CCO", "C=O", "CS(C)=O", "ClC=CBr"])  # the last size has foreign elements only
+    train_regressor(config, small, small, tmp_path, progress=False)
+    first = load_regressor("cpu", tmp_path)
+    assert load_regressor("cpu", tmp_path) is first
+    train_regressor(config.model_copy(update={"seed": 1}), small, small, tmp_path, progress=False)
+    assert load_regressor("cpu", tmp_path).hash != first.hash
+    with pytest.raises(UserError, match="none of the 1 molecules has elements"):
+        train_regressor(config, table(["ClC=CBr"]), small, tmp_path, progress=False)
+    with pytest.raises(UserError, match="no test molecule has a label of 'mu'"):
+        train_regressor(config, small, table(["CCO"], np.nan), tmp_path, progress=False)
+
+
+def test_a_checkpoint_that_is_no_regressor_is_refused(tmp_path):
+    weights = {"x": torch.zeros(1)}
+    for meta, words in (({"kind": "molgen"}, "'molgen' checkpoint"),
+                        ({"kind": "molgen-regressor"}, "lacks 'config'"),
+                        ({"kind": "molgen-regressor", "config": {}}, "does not fit")):
+        checkpoint.save(tmp_path / words[-5:], weights, meta)
+        with pytest.raises(UserError, match=words):
+            load_regressor("cpu", tmp_path / words[-5:])
 
 
 def test_no_regressor_is_a_clear_error(tmp_path):

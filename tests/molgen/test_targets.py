@@ -24,6 +24,10 @@ RANGES = {"mu": [0.0, 0.5, 6.7, 25.0], "gap": [0.67, 3.6, 9.35, 16.9]}
         ({"gap": (5.5, 6.5)}, 5.5, 6.5),
         ({"gap": "5.5..6.5"}, 5.5, 6.5),
         ({"gap": "0.2..0.25 hartree"}, 0.2 * HARTREE, 0.25 * HARTREE),
+        ({"gap": "0.2 hartree..0.25 hartree"}, 0.2 * HARTREE, 0.25 * HARTREE),
+        ({"gap": "5..6e0"}, 5.0, 6.0),
+        ({"mu": np.array(4.0)}, 4.0, 4.0),
+        ({"mu": np.float32(4.0)}, 4.0, 4.0),
         ({"mu": "max"}, 6.7, 6.7),
         ({"mu": "min"}, 0.5, 0.5),
     ],
@@ -45,6 +49,8 @@ def test_targets_are_read_as_written(asked, low, high):
         ({"mu": (1, 2, 3)}, "pair"),
         ({"mu": None}, "not a number"),
         ({"mu": "1.2.3"}, "not a number"),
+        ({"mu": np.array(["low", "high"])}, "not all numbers"),
+        ({"mu": "1..2 parsec"}, "unknown unit 'parsec'"),
     ],
 )
 def test_bad_targets_are_named(asked, words):
@@ -87,3 +93,14 @@ def test_no_target_gives_the_training_sizes():
     sizes, p = size_distribution(statistics, [], ("a",), np.zeros((2, 0)))
     assert sizes.tolist() == [3, 5]
     np.testing.assert_allclose(p, [[0.75, 0.25]] * 2)
+
+
+def test_targets_that_contradict_each_other_do_not_decide_the_size_by_rounding():
+    """c = b - a up to rounding; a target triple that misses this by a little keeps all sizes."""
+    generator = np.random.default_rng(5)
+    counts = np.repeat([10, 11, 12, 13], 5000)
+    a, b = generator.standard_normal((2, len(counts)))
+    c = b - a + generator.uniform(-1e-3, 1e-3, len(counts)) * counts / 10
+    statistics = size_statistics(counts, np.stack([a, b, c], -1), ("a", "b", "c"))
+    _, p = size_distribution(statistics, ["a", "b", "c"], ("a", "b", "c"), np.array([[0, 0, 0.2]]))
+    np.testing.assert_allclose(p, 0.25, atol=0.05)

@@ -108,6 +108,46 @@ def test_a_gradient_that_is_not_finite_changes_nothing(table):
     assert not all(torch.equal(a, b) for a, b in zip(before, run.parameters, strict=True))
 
 
+def test_a_run_without_a_self_conditioned_step_can_be_resumed(table, tmp_path):
+    """The weights that read the previous prediction then have no moments to be restored."""
+    train(config(steps=2, self_condition=0.0), table, tmp_path, progress=False)
+    train(config(steps=3, self_condition=0.0), table, tmp_path, resume=True, progress=False)
+    assert checkpoint.load(tmp_path / "state-00000003")[1]["step"] == 3
+
+
+def test_divergence_is_an_error_also_without_progress(table):
+    from driftworks.molgen.train import _Run
+
+    batches = Batches(table, molecular_process(config().net), config())
+    run = _Run(config(), batches, torch.device("cpu"))
+    run.step = 1000
+    run.skipped += 99
+    run.check()
+    run.skipped += 2
+    with pytest.raises(UserError, match="diverges: 101 of 1000"):
+        run.check()
+
+
+def test_the_quality_figure_survives_samples_that_blow_up(table, monkeypatch):
+    from driftworks.molgen import sample
+    from driftworks.molgen.train import _Run, size_statistics
+    from driftworks.molgen.train_progress import Progress
+
+    process = molecular_process(config().net)
+    batches = Batches(table, process, config())
+    run = _Run(config(), batches, torch.device("cpu"))
+    statistics = size_statistics(batches.counts, batches.properties, config().net.properties)
+
+    def broken(net, process, keys, mask, steps):
+        tokens = torch.full(mask.shape, 99)  # no class of any vocabulary
+        state = {"pos": torch.full((*mask.shape, 3), torch.nan), "atom": tokens, "charge": tokens,
+                 "bond": torch.full((*mask.shape, mask.shape[1]), 99)}
+        return state, torch.zeros(len(mask), dtype=torch.bool)
+
+    monkeypatch.setattr(sample, "generate", broken)
+    assert Progress(config(), enabled=True)._strict(run, process, statistics) == 0.0
+
+
 def test_a_torn_state_falls_back_to_the_one_before(table, tmp_path):
     train(config(steps=2), table, tmp_path, progress=False)
     train(config(steps=4), table, tmp_path, resume=True, progress=False)

@@ -110,6 +110,13 @@ def test_atom_counts_follow_the_target(model):
         ({"n": 0}, "n, steps and batch_size"),
         ({"n": 3, "atoms": 99}, r"5 to 9 atoms"),
         ({"n": 3, "atoms": 1}, r"5 to 9 atoms"),
+        ({"n": 3, "atoms": (2, 4)}, r"5 to 9 atoms"),
+        ({"n": 3, "atoms": 4}, r"5 to 9 atoms"),
+        ({"n": 3, "atoms": [7, 7, 7]}, "not a number of atoms"),
+        ({"n": 3, "atoms": "7"}, "not a number of atoms"),
+        ({"n": 2.5}, "n must be a whole number"),
+        ({"n": 3, "seed": 1.5}, "seed must be a whole number"),
+        ({"n": 3, "guidance": "strong"}, "guidance"),
         ({"n": 3, "guidance": -1.0}, "guidance"),
         ({"n": 3, "targets": {"weight": 3}}, "unknown property 'weight'"),
     ],
@@ -117,6 +124,23 @@ def test_atom_counts_follow_the_target(model):
 def test_impossible_requests_are_refused(model, request_, words):
     with pytest.raises(UserError, match=words):
         model.sample(**request_)
+
+
+def test_a_size_between_the_trained_ones_that_none_had_is_refused(folder):
+    model = molgen.load(folder, "cpu")
+    kept = [0, 1, 3, 4]
+    for name in ("sizes", "share", "mean", "covariance"):
+        model.statistics[name] = [model.statistics[name][k] for k in kept]
+    with pytest.raises(UserError, match="atoms=7: no molecule of such a size was seen"):
+        model.sample(2, atoms=7, steps=1)
+    assert model.sample(2, atoms=8, steps=1).molecules.atom_counts.tolist() == [8, 8]
+
+
+def test_numpy_integers_are_whole_numbers(model):
+    plain = model.sample(2, seed=1, steps=1, atoms=7)
+    numpy = model.sample(np.int64(2), seed=np.int64(1), steps=np.int64(1), atoms=np.int64(7))
+    assert same(plain, numpy)
+    assert json.dumps(numpy.provenance) == json.dumps(plain.provenance)
 
 
 def test_a_sample_that_blows_up_is_counted_and_harms_nobody(folder, tmp_path):
@@ -160,6 +184,30 @@ def test_a_checkpoint_of_another_shape_or_kind_is_refused(folder, tmp_path):
     checkpoint.save(tmp_path / "kind", tensors, meta | {"kind": "protein"})
     with pytest.raises(UserError, match="'protein' checkpoint"):
         molgen.load(tmp_path / "kind")
+
+
+@pytest.mark.parametrize("missing", ["config", "sizes"])
+def test_a_checkpoint_that_lacks_a_key_is_refused_by_its_name(folder, tmp_path, missing):
+    tensors, meta = checkpoint.load(folder)
+    checkpoint.save(tmp_path, tensors, {k: v for k, v in meta.items() if k != missing})
+    with pytest.raises(UserError, match=f"lacks '{missing}'"):
+        molgen.load(tmp_path)
+
+
+def test_a_torn_shipped_checkpoint_harms_only_itself(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("driftworks.molgen.zoo.WEIGHTS", tmp_path)
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn/model.json").write_text('{"kind": "mol')
+    assert molgen.available() == {}
+    assert molgen.load(folder, "cpu").name == folder.name
+    with pytest.raises(UserError, match="not JSON"):
+        molgen.load("torn")
+
+
+@pytest.mark.parametrize("device", ["tpu7", "meta", "mps", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(folder, device):
+    with pytest.raises(UserError, match=f"device '{device}'"):
+        molgen.load(folder, device)
 
 
 def test_provenance_names_the_weights(model, folder):
