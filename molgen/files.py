@@ -340,6 +340,12 @@ def _read_parquet(path: Path) -> Library:
 
 
 def _read_smiles(path: Path) -> Library:
+    lost = "" if path.suffix.lower() == ".csv" else ", and molecules without a SMILES are not in it"
+    warnings.warn(
+        f"{path.name} holds no coordinates: they are made anew and say nothing of the original's"
+        f"{lost}; write .sdf or .parquet to evaluate",
+        stacklevel=4,
+    )
     with path.open(encoding="utf-8", errors="replace", newline="") as handle:
         if path.suffix.lower() == ".csv":
             reader = csv.DictReader(handle)

@@ -159,6 +159,8 @@ class Model:
             if not isinstance(value, int | np.integer):
                 raise UserError(f"{name} must be a whole number, got {value!r}")
         n, steps, batch_size, first, seed = map(int, (n, steps, batch_size, first, seed))
+        if first + n > 1 << 62:
+            raise UserError(f"first={first} is too large: samples are numbered below 2**62")
         if n < 1 or steps < 1 or batch_size < 1 or first < 0:
             raise UserError(
                 f"n, steps and batch_size must be at least 1 and first at least 0, got n={n}, "

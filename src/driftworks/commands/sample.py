@@ -85,7 +85,8 @@ def molgen(
 
     from driftworks import molgen as domain
 
-    library = domain.load(model, device).sample(
+    chosen = domain.load(model, device)
+    library = chosen.sample(
         n,
         targets=targets or None,
         seed=seed,
@@ -98,4 +99,12 @@ def molgen(
     )
     library.write(out)
     lost = ", ".join(f"{count} {reason}" for reason, count in sorted(library.failures.items()))
-    print(f"{len(library)} of {n} requested molecules written to {out}" + (lost and f" ({lost})"))
+    written = len(library)
+    if out.suffix == ".smi":
+        written = sum(smiles is not None for smiles in library.smiles())
+        if written < len(library):
+            lost = ", ".join([*filter(None, [lost]), f"{len(library) - written} without a SMILES"])
+    print(
+        f"{written} of {n} requested molecules written to {out}" + (lost and f" ({lost})")
+        + f"; model {chosen.name}"
+    )
