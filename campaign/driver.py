@@ -136,7 +136,7 @@ def run(
     campaign = campaign if isinstance(campaign, Campaign) else Campaign.load(campaign)
     folder = campaign.folder
     if generator is None and not (folder / STORE).exists():
-        generator = _load(campaign.model)  # an unknown model leaves no folder behind
+        generator = load_model(campaign.model)  # an unknown model leaves no folder behind
     _make(folder)
     with Store(folder / STORE, create=True) as store, store.driving(), Progress(progress) as show:
         driver = _Driver(campaign, store, show, generator, dict(oracles or {}))

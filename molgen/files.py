@@ -17,6 +17,7 @@ import csv
 import io
 import json
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
