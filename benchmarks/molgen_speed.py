@@ -43,7 +43,7 @@ def sampling(name: str, molecules: int) -> None:
 
 def training(seconds: float) -> None:
     """On molecules of the CCD within QM9's elements: real structures that need no download."""
-    table = data.ccd(limit=300, max_heavy=9, elements=(1, 6, 7, 8, 9), progress=False)
+    table = data.ccd(limit=300, max_heavy=9, elements=("H", "C", "N", "O", "F"), progress=False)
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         for precision in ("float32", "bfloat16"):
             config = TrainConfig.preset("small", steps=10**6, device=device, precision=precision)
