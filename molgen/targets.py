@@ -24,20 +24,13 @@ from typing import Any
 
 import numpy as np
 
+from driftworks.data.units import EV_PER_HARTREE as HARTREE
+from driftworks.data.units import PROPERTY_UNITS
 from driftworks.errors import UserError
 
 __all__ = ["HARTREE", "UNITS", "Target", "parse", "size_distribution"]
 
-HARTREE = 27.211386245988  # eV, CODATA 2018
-
-UNITS = {
-    "alpha": "bohr^3",
-    "gap": "eV",
-    "homo": "eV",
-    "lumo": "eV",
-    "mu": "debye",
-    "cv": "cal/(mol K)",
-}
+UNITS = {name: PROPERTY_UNITS[name] for name in ("alpha", "gap", "homo", "lumo", "mu", "cv")}
 
 _FACTORS: dict[str, dict[str, float]] = {
     "eV": {"ev": 1.0, "mev": 1e-3, "hartree": HARTREE, "ha": HARTREE},
