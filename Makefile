@@ -14,7 +14,7 @@ READY := .venv/.ready
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv campaign test test-all bench train-molgen lint
+.PHONY: help venv campaign test test-all bench train-molgen docs lint
 
 help:
 	@echo 'make campaign      generate molecules with a wanted dipole and gap, check them with xTB and DFT,'
@@ -23,6 +23,7 @@ help:
 	@echo 'make test-all      all tests, the slow ones included; DRIFTWORKS_DATA=FOLDER for those that need data'
 	@echo 'make bench         speed of sampling and training on this machine'
 	@echo 'make train-molgen  train the molecule model (resumable); DATA=qm9|FILE PRESET=small OUT=FOLDER'
+	@echo 'make docs          the pages of docs/core, from the docstrings'
 	@echo 'make lint          ruff and mypy'
 	@echo ''
 	@echo 'PYTHON=python3.12  the Python (3.11 or newer) that makes .venv; default: the first one found'
@@ -50,6 +51,9 @@ train-molgen: OUT = runs/train-molgen-$(PRESET)
 train-molgen: $(READY)
 	@echo '== training the $(PRESET) molecule model on $(DATA) -> $(OUT) (stop it and run it again: it continues)'
 	@$(BIN)/driftworks train molgen --data '$(DATA)' --preset '$(PRESET)' --out '$(OUT)' --resume
+
+docs: $(READY)
+	@$(BIN)/python docs/build.py
 
 lint: $(READY)
 	@echo '== ruff'

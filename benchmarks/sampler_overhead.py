@@ -23,9 +23,10 @@ from torch import Tensor
 
 from driftworks.core import grids
 from driftworks.core.keys import Keys
+from driftworks.core.movers import Ahead
 from driftworks.core.paths import Path
 from driftworks.core.process import Part, Process
-from driftworks.core.sample import _Ahead, sample
+from driftworks.core.sample import sample
 from driftworks.core.solvers import Table, solver
 from driftworks.core.spaces import Centred, Flat
 
@@ -55,7 +56,7 @@ def bare(x: Tensor, table: Table) -> Tensor:
 
 def noise(keys: Keys, table: Table) -> None:
     """The keyed noise of one run, drawn as the loop draws it."""
-    ahead = _Ahead(keys, len(table))
+    ahead = Ahead(keys, len(table))
     for k, c in enumerate(table.c):
         if c:
             ahead.normal("sample/x", k, SHAPE[1:])

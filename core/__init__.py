@@ -3,8 +3,8 @@
 Time runs from t = 0 (noise) to t = 1 (data). Nothing here knows a scientific domain. A domain
 declares a `Process` (named parts, each a space with a path) and a network, trains with
 `matching_loss` and samples with ``sample.sample``. The nouns are gathered here; modules of verbs
-(``grids``, ``laws``, ``predict``, ``sample``, ``solvers``, ``checkpoint``) are imported by name,
-``from driftworks.core import grids``.
+(``grids``, ``laws``, ``predict``, ``sample``, ``solvers``, ``weigh``, ``likelihood``, ``distill``)
+are imported by name, ``from driftworks.core import grids``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if not __name__.startswith("driftworks."):
         "(pip install -e . in the checkout makes that name available)"
     )
 
-from driftworks.core.ctmc import Masking
+from driftworks.core.ctmc import Masking, Replacing
 from driftworks.core.guide import autoguide, cfg
 from driftworks.core.keys import Keys
 from driftworks.core.laws import Gaussian, Mixture
@@ -39,6 +39,7 @@ __all__ = [
     "Path",
     "Precondition",
     "Process",
+    "Replacing",
     "Space",
     "State",
     "Symmetric",

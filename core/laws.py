@@ -30,7 +30,7 @@ from torch import Tensor
 
 from driftworks.core.paths import Path
 from driftworks.core.predict import check, per_sample
-from driftworks.core.solvers import Table
+from driftworks.core.tables import Table
 from driftworks.errors import UserError
 
 __all__ = ["Gaussian", "Mixture", "Oracle", "table_law", "w2"]
@@ -326,48 +326,97 @@ def table_law(table: Table, oracle: Oracle, start: Gaussian | None = None) -> li
     """The exact laws of a solver's states, one after each row of its table.
 
     For Gaussian data D = K x + k is affine in x, so a row is an affine map of the present state and
-    of what the row remembers, plus fresh noise: mean and covariance of the stacked vector
-    (x_k, x_{k-1}, ..., D_{k-1}, D_{k-2}, ...) follow by matrix products, without sampling.
+    of what the row remembers, plus fresh noise: mean and covariance of the stacked vector (x_k,
+    x_{k-1}, ..., D_{k-1}, D_{k-2}, ..., xi_{k-1}) follow by matrix products, without sampling.
 
     Args:
-        table: the solver, built for the oracle's path.
+        table: the solver, built for the oracle's path; coefficients per entry are of one entry,
+            with a leading axis of 1.
         oracle: a Gaussian law on that path; its entries are flattened.
         start: the law of the first state, N(0, sigma^2 I) at the first time by default, which is
             the prior of a process.
 
-    Raises UserError when the oracle's law is not Gaussian.
+    Raises UserError when the oracle's law is not Gaussian, and for coefficients that do not fit it.
     """
     law, path = oracle.law, oracle.path
     if not isinstance(law, Gaussian):
         raise UserError("the law of a solver's output has a closed form for Gaussian data only")
-    size = max(law.mean.numel(), law.variances.numel())
-    data_mean, data_cov = law.mean.flatten().expand(size), law.matrix(size)
+    shape = _entry_shape(law, table)
+    size = shape.numel()
+    if law.axes is None:
+        data_mean = law.mean.expand(shape).flatten()
+        data_cov = torch.diag(law.variances.expand(shape).flatten())
+    else:
+        data_mean, data_cov = law.mean.expand(size), law.matrix(size)
     eye = torch.eye(size, dtype=torch.float64, device=data_cov.device)
     start = start or Gaussian(eye.new_zeros(size), path.sigma(table.times[0]) ** 2 * eye)
     states, answers = max(map(len, table.a)), max(map(len, table.b)) - 1
-    depth = states + answers
+    depth = states + answers + bool(table.d)
     mean, cov = eye.new_zeros(depth * size), eye.new_zeros(depth * size, depth * size)
     mean[:size] = start.mean.flatten().expand(size)
     cov[:size, :size] = start.matrix(size)
+    # what is remembered moves on by one place, whatever the row
+    ageing = eye.new_zeros(depth, size, depth, size)
+    for j in [*range(1, states), *range(states + 1, states + answers)]:
+        ageing[j, :, j - 1] = eye
     laws = []
-    for t, a, b, c in zip(table.times, table.a, table.b, table.c, strict=True):
+    shared = table.d or (0.0,) * len(table)
+    for t, a, b, c, d in zip(table.times, table.a, table.b, table.c, shared, strict=True):
         beta = path.beta(t)
         spread = beta**2 * data_cov + path.sigma(t) ** 2 * eye
         gain = (beta * torch.linalg.solve(spread, data_cov)).contiguous()
-        known, asked = eye.new_zeros(depth, depth), eye.new_zeros(depth, depth)
-        known[0, : len(a)] = known.new_tensor(a)
-        known[0, states : states + len(b) - 1] = known.new_tensor(b[1:])
-        asked[0, 0] = b[0]
-        for j in range(1, states):
-            known[j, j - 1] = 1.0
+        offset = data_mean - beta * (gain @ data_mean)
+        row = [*a, *[0.0] * (states - len(a)), *b[1:], *[0.0] * (answers + 1 - len(b)), d]
+        weights = _of_entry([*row[:depth], b[0], c], shape, eye)
+        step, shift = ageing.clone(), eye.new_zeros(depth, size)
+        step[0] = torch.diag_embed(weights[:depth]).transpose(0, 1)
+        step[0, :, 0] += weights[-2, :, None] * gain
+        shift[0] = weights[-2] * offset
+        noise = eye.new_zeros(depth, size, size)
+        noise[0] = torch.diag(weights[-1])
         if answers:
-            asked[states, 0] = 1.0
-        for j in range(1, answers):
-            known[states + j, states + j - 1] = 1.0
-        step = torch.kron(known, eye) + torch.kron(asked, gain)
-        mean = step @ mean + torch.kron(asked[:, 0], data_mean - beta * (gain @ data_mean))
-        cov = step @ cov @ step.mT
-        cov[:size, :size] += c**2 * eye
+            step[states, :, 0], shift[states] = gain, offset
+        if table.d:
+            noise[-1] = eye
+        step, noise = step.reshape(depth * size, -1), noise.reshape(depth * size, size)
+        mean = step @ mean + shift.flatten()
+        cov = step @ cov @ step.mT + noise @ noise.mT
         cov = 0.5 * (cov + cov.mT)
         laws.append(Gaussian(mean[:size].clone(), cov[:size, :size].clone()))
     return laws
+
+
+def _entry_shape(law: Gaussian, table: Table) -> torch.Size:
+    """The shape of one entry, from the law and from coefficients per entry."""
+    rows = (*table.a, *table.b, table.c, table.d)
+    weights = [weight for row in rows for weight in row if isinstance(weight, Tensor)]
+    if any(len(weight) != 1 for weight in weights):
+        raise UserError("the law of a table is that of one entry, its weights must be (1, ...)")
+    of_law = [law.mean.shape, law.variances.shape] if law.axes is None else []
+    rank = max([len(s) for s in of_law] + [weight.ndim - 1 for weight in weights], default=0)
+    of_weights = [weight.shape[1:] + (1,) * (rank + 1 - weight.ndim) for weight in weights]
+    try:
+        shape = torch.broadcast_shapes(*of_law, *of_weights)
+    except RuntimeError:
+        shown = ", ".join(str(tuple(s)) for s in dict.fromkeys(of_weights))
+        raise UserError(f"weights of entries {shown} do not fit the law or each other") from None
+    if law.axes is None or shape.numel() == len(law.axes):
+        return shape
+    if shape.numel() > 1:
+        raise UserError(
+            f"weights of entries {tuple(shape)} do not fit a law of {len(law.axes)} numbers"
+        )
+    return torch.Size([len(law.axes)])
+
+
+def _of_entry(weights: Sequence[float | Tensor], shape: torch.Size, like: Tensor) -> Tensor:
+    """Coefficients, numbers or (1, ...), as rows of float64 over a flattened entry of ``shape``."""
+    if not any(isinstance(weight, Tensor) for weight in weights):
+        return like.new_tensor(weights)[:, None].expand(-1, shape.numel())
+    rows = []
+    for weight in weights:
+        number = torch.as_tensor(weight, dtype=like.dtype, device=like.device)
+        values = number[0] if number.ndim else number
+        values = values.reshape(values.shape + (1,) * (len(shape) - values.ndim))
+        rows.append(values.expand(shape).flatten())
+    return torch.stack(rows)

@@ -22,94 +22,54 @@ VP        exp(-B / 2)              sqrt(1 - exp(-B))               B'(u)
 subVP     exp(-B / 2)              1 - exp(-B)                     B'(u) (1 - exp(-2B))
 VE        1                        smin (smax / smin)^u            2 ln(smax/smin) sigma^2
 EDM       1                        smax u                          2 smax^2 u
+reverting exp(-theta u)            noise sqrt(1 - exp(-2 theta u)) 2 theta noise^2
+warped    beta(c(t))               sigma(c(t))                     c'(t) times the path's own
 ========  =======================  ==============================  ====================
 
-with B(u) = b0 u + (b1 - b0) u^2 / 2. Every formula takes a Python float (plain ``math``, about a
-microsecond, for building tables) or a tensor of any shape (evaluated and returned in float64).
+with B(u) = b0 u + (b1 - b0) u^2 / 2 and a warp c of `core.warps`. Every formula takes a Python
+float (plain ``math``, about a microsecond, for building tables) or a tensor of any shape (evaluated
+and returned in float64), see `core.formula`.
+
+Mean reversion. The process that forgets the data for a given mu (a degraded image, an apo
+structure), dx = theta (mu - x) du + sqrt(2 theta) noise dW, is the three-term path
+x_t = beta x1 + (1 - beta) mu + sigma e. It is the path of this table on x - mu; `charts.Shift`
+carries data and models there. It ends near mu, at N(mu + beta(0) (x1 - mu), sigma(0)^2).
 
 Ends. Both kinds of argument follow IEEE rules and never raise: ``a`` and ``lam`` of the linear and
 cosine paths are inf at t = 0, where beta = 0; ``log_snr`` is -inf where beta = 0 and +inf where
-sigma = 0; VP alone has dsigma(1) = -inf and wronskian(1) = inf (sigma falls as a square root),
-while ``dvariance`` = d(sigma^2)/dt is finite on every path. beta and sigma are exactly 0 where they
-should be. VP, subVP and VE start from beta(0) > 0, and VE ends at sigma(1) = smin > 0.
+sigma = 0; VP and mean reversion have dsigma(1) = -inf and wronskian(1) = inf (sigma falls as a
+square root), while ``dvariance`` = d(sigma^2)/dt is finite on every path. beta and sigma are
+exactly 0 where they should be. VP, subVP, VE and mean reversion start from beta(0) > 0, and VE ends
+at sigma(1) = smin > 0. Warped paths take the limits: a clock that stands still at an end makes 0 of
+a finite derivative, leaves ``a`` and ``lam`` infinite at t = 0, and a finite slope of VP's root.
 
 References: Song et al. 2021 (VP, subVP, VE); Karras et al. 2022 (EDM); Lipman et al. 2023 and
-Albergo, Boffi & Vanden-Eijnden 2023 (linear, cosine).
+Albergo, Boffi & Vanden-Eijnden 2023 (linear, cosine); Luo et al. 2023, "Image restoration with
+mean-reverting stochastic differential equations".
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any, Protocol, cast, overload
+from typing import Any
 
-import torch
-from torch import Tensor
-
+from driftworks.core.formula import Formula, formula, positive
+from driftworks.core.warps import Warp
 from driftworks.errors import UserError
 
-__all__ = ["EDM", "VE", "VP", "Cosine", "Formula", "Linear", "Path", "SubVP"]
-
-
-class Formula(Protocol):
-    """A function of time: float -> float, tensor -> float64 tensor of the same shape."""
-
-    @overload
-    def __call__(self, t: float) -> float: ...
-    @overload
-    def __call__(self, t: Tensor) -> Tensor: ...
-
-
-class _Floats:
-    """The few functions used below, for floats, with the IEEE results tensors give at the ends."""
-
-    sin, sqrt, expm1, atan = math.sin, math.sqrt, math.expm1, math.atan
-
-    @staticmethod
-    def exp(x: float) -> float:
-        return math.exp(x) if x < 709.0 else math.inf
-
-    @staticmethod
-    def log(x: float) -> float:
-        return math.log(x) if x > 0.0 else -math.inf
-
-    @staticmethod
-    def log1p(x: float) -> float:
-        return math.log1p(x) if x > -1.0 else -math.inf
-
-    @staticmethod
-    def divide(x: float, y: float) -> float:
-        if y != 0.0:
-            return x / y
-        return math.copysign(math.inf, x) if x != 0.0 else math.nan
-
-    @staticmethod
-    def where(condition: bool, x: float, y: float) -> float:
-        return x if condition else y
-
-    @staticmethod
-    def clamp(x: float, low: float, high: float) -> float:
-        return min(max(x, low), high)
-
-
-def _formula(body: Callable[[Any, Any, Any], Any]) -> Formula:
-    """Let ``body(self, t, m)``, written once, serve floats (m = _Floats) and tensors (torch)."""
-
-    @wraps(body)
-    def evaluate(self: Any, t: Any) -> Any:
-        if isinstance(t, Tensor):
-            return body(self, t.to(torch.float64), torch)
-        return body(self, float(t), _Floats)
-
-    return cast(Formula, evaluate)
-
-
-def _positive(path: str, **values: float) -> None:
-    for name, value in values.items():
-        if not (math.isfinite(value) and value > 0.0):
-            raise UserError(f"{path} path: {name} must be a positive number, got {value!r}")
+__all__ = [
+    "EDM",
+    "VE",
+    "VP",
+    "Cosine",
+    "Formula",
+    "Linear",
+    "MeanReverting",
+    "Path",
+    "SubVP",
+    "Warped",
+]
 
 
 class Path:
@@ -126,23 +86,23 @@ class Path:
     dsigma: Formula
     time_of_log_snr: Formula
 
-    @_formula
+    @formula
     def dvariance(self, t: Any, m: Any) -> Any:
         return 2.0 * self.sigma(t) * self.dsigma(t)
 
-    @_formula
+    @formula
     def wronskian(self, t: Any, m: Any) -> Any:
         return self.sigma(t) * self.dbeta(t) - self.dsigma(t) * self.beta(t)
 
-    @_formula
+    @formula
     def a(self, t: Any, m: Any) -> Any:
         return m.divide(self.dbeta(t), self.beta(t))
 
-    @_formula
+    @formula
     def lam(self, t: Any, m: Any) -> Any:
         return m.divide(self.sigma(t) * self.wronskian(t), self.beta(t))
 
-    @_formula
+    @formula
     def log_snr(self, t: Any, m: Any) -> Any:
         return 2.0 * (m.log(self.beta(t)) - m.log(self.sigma(t)))
 
@@ -176,28 +136,38 @@ class Path:
         """EDM's path, sigma linear from smax down to 0."""
         return EDM(smax)
 
+    @staticmethod
+    def mean_reverting(theta: float = 3.0, noise: float = 0.1) -> MeanReverting:
+        """The mean-reverting SDE on x - mu: total rate theta, stationary deviation noise."""
+        return MeanReverting(theta, noise)
+
+    @staticmethod
+    def warped(path: Path, warp: Warp) -> Warped:
+        """``path`` on the clock of a warp: ``Path.warped(Path.linear(), Sine(2.0))``."""
+        return Warped(path, warp)
+
 
 @dataclass(frozen=True)
 class Linear(Path):
     """beta = t, sigma = 1 - t; w = 1."""
 
-    @_formula
+    @formula
     def beta(self, t: Any, m: Any) -> Any:
         return 1.0 * t
 
-    @_formula
+    @formula
     def sigma(self, t: Any, m: Any) -> Any:
         return 1.0 - t
 
-    @_formula
+    @formula
     def dbeta(self, t: Any, m: Any) -> Any:
         return 1.0 + 0.0 * t
 
-    @_formula
+    @formula
     def dsigma(self, t: Any, m: Any) -> Any:
         return -1.0 - 0.0 * t
 
-    @_formula
+    @formula
     def time_of_log_snr(self, level: Any, m: Any) -> Any:
         ratio = m.exp(-0.5 * abs(level))
         return m.where(level > 0.0, 1.0, ratio) / (1.0 + ratio)
@@ -207,24 +177,24 @@ class Linear(Path):
 class Cosine(Path):
     """beta = sin(pi t / 2), sigma = cos(pi t / 2); w = pi / 2."""
 
-    @_formula
+    @formula
     def beta(self, t: Any, m: Any) -> Any:
         return m.sin(0.5 * math.pi * t)
 
-    @_formula
+    @formula
     def sigma(self, t: Any, m: Any) -> Any:
         # the sine of the complement, because cos(pi / 2) is not zero in floating point
         return m.sin(0.5 * math.pi * (1.0 - t))
 
-    @_formula
+    @formula
     def dbeta(self, t: Any, m: Any) -> Any:
         return 0.5 * math.pi * self.sigma(t)
 
-    @_formula
+    @formula
     def dsigma(self, t: Any, m: Any) -> Any:
         return -0.5 * math.pi * self.beta(t)
 
-    @_formula
+    @formula
     def time_of_log_snr(self, level: Any, m: Any) -> Any:
         angle = m.atan(m.exp(-0.5 * abs(level))) * (2.0 / math.pi)
         return m.where(level > 0.0, 1.0 - angle, angle)
@@ -238,7 +208,7 @@ class _LinearRate(Path):
     b1: float = 20.0
 
     def __post_init__(self) -> None:
-        _positive("VP" if type(self) is VP else "subVP", b0=self.b0, b1=self.b1)
+        positive("VP path" if type(self) is VP else "subVP path", b0=self.b0, b1=self.b1)
 
     def integral(self, t: Any) -> Any:
         u = 1.0 - t
@@ -253,11 +223,11 @@ class _LinearRate(Path):
         root = m.sqrt(self.b0**2 + 2.0 * (self.b1 - self.b0) * integral)
         return m.clamp(1.0 - 2.0 * integral / (self.b0 + root), 0.0, 1.0)
 
-    @_formula
+    @formula
     def beta(self, t: Any, m: Any) -> Any:
         return m.exp(-0.5 * self.integral(t))
 
-    @_formula
+    @formula
     def dbeta(self, t: Any, m: Any) -> Any:
         return 0.5 * self.rate(t) * self.beta(t)
 
@@ -266,27 +236,27 @@ class _LinearRate(Path):
 class VP(_LinearRate):
     """sigma = sqrt(1 - beta^2), so beta^2 + sigma^2 = 1; lam = rate / 2."""
 
-    @_formula
+    @formula
     def sigma(self, t: Any, m: Any) -> Any:
         return m.sqrt(-m.expm1(-self.integral(t)))
 
-    @_formula
+    @formula
     def dsigma(self, t: Any, m: Any) -> Any:
         return m.divide(0.5 * self.dvariance(t), self.sigma(t))
 
-    @_formula
+    @formula
     def dvariance(self, t: Any, m: Any) -> Any:
         return -self.rate(t) * m.exp(-self.integral(t))
 
-    @_formula
+    @formula
     def a(self, t: Any, m: Any) -> Any:
         return 0.5 * self.rate(t)
 
-    @_formula
+    @formula
     def lam(self, t: Any, m: Any) -> Any:
         return 0.5 * self.rate(t)
 
-    @_formula
+    @formula
     def time_of_log_snr(self, level: Any, m: Any) -> Any:
         # SNR = 1 / (exp(B) - 1), so B = log(1 + exp(-level)), kept exact for both signs
         integral = m.log1p(m.exp(-abs(level))) + m.clamp(-level, 0.0, math.inf)
@@ -297,19 +267,19 @@ class VP(_LinearRate):
 class SubVP(_LinearRate):
     """sigma = 1 - beta^2, never more noise than VP."""
 
-    @_formula
+    @formula
     def sigma(self, t: Any, m: Any) -> Any:
         return -m.expm1(-self.integral(t))
 
-    @_formula
+    @formula
     def dsigma(self, t: Any, m: Any) -> Any:
         return -self.rate(t) * m.exp(-self.integral(t))
 
-    @_formula
+    @formula
     def a(self, t: Any, m: Any) -> Any:
         return 0.5 * self.rate(t)
 
-    @_formula
+    @formula
     def time_of_log_snr(self, level: Any, m: Any) -> Any:
         # beta^2 = 1 - sigma turns SNR = beta^2 / sigma^2 into a quadratic in sigma; for strong
         # noise beta^2 comes from SNR sigma^2, which does not cancel
@@ -327,7 +297,7 @@ class VE(Path):
     smax: float = 50.0
 
     def __post_init__(self) -> None:
-        _positive("VE", smin=self.smin, smax=self.smax)
+        positive("VE path", smin=self.smin, smax=self.smax)
         if self.smin >= self.smax:
             raise UserError(f"VE path: smin must be below smax, got {self.smin!r} >= {self.smax!r}")
 
@@ -335,23 +305,23 @@ class VE(Path):
     def _log_range(self) -> float:
         return math.log(self.smax / self.smin)
 
-    @_formula
+    @formula
     def beta(self, t: Any, m: Any) -> Any:
         return 1.0 + 0.0 * t
 
-    @_formula
+    @formula
     def sigma(self, t: Any, m: Any) -> Any:
         return self.smin * m.exp(self._log_range * (1.0 - t))
 
-    @_formula
+    @formula
     def dbeta(self, t: Any, m: Any) -> Any:
         return 0.0 * t
 
-    @_formula
+    @formula
     def dsigma(self, t: Any, m: Any) -> Any:
         return -self._log_range * self.sigma(t)
 
-    @_formula
+    @formula
     def time_of_log_snr(self, level: Any, m: Any) -> Any:
         u = (-0.5 * level - math.log(self.smin)) / self._log_range
         return m.clamp(1.0 - u, 0.0, 1.0)
@@ -364,24 +334,146 @@ class EDM(Path):
     smax: float = 80.0
 
     def __post_init__(self) -> None:
-        _positive("EDM", smax=self.smax)
+        positive("EDM path", smax=self.smax)
 
-    @_formula
+    @formula
     def beta(self, t: Any, m: Any) -> Any:
         return 1.0 + 0.0 * t
 
-    @_formula
+    @formula
     def sigma(self, t: Any, m: Any) -> Any:
         return self.smax * (1.0 - t)
 
-    @_formula
+    @formula
     def dbeta(self, t: Any, m: Any) -> Any:
         return 0.0 * t
 
-    @_formula
+    @formula
     def dsigma(self, t: Any, m: Any) -> Any:
         return -self.smax - 0.0 * t
 
-    @_formula
+    @formula
     def time_of_log_snr(self, level: Any, m: Any) -> Any:
         return m.clamp(1.0 - m.exp(-0.5 * level) / self.smax, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class MeanReverting(Path):
+    """beta = exp(-theta u), sigma = noise sqrt(1 - exp(-2 theta u)); lam = theta noise^2.
+
+    It moves x - mu (`charts.Shift`). ``theta`` is the rate integrated over the whole path.
+    """
+
+    theta: float = 3.0
+    noise: float = 0.1
+
+    def __post_init__(self) -> None:
+        positive("mean-reverting path", theta=self.theta, noise=self.noise)
+
+    @formula
+    def beta(self, t: Any, m: Any) -> Any:
+        return m.exp(-self.theta * (1.0 - t))
+
+    @formula
+    def sigma(self, t: Any, m: Any) -> Any:
+        return self.noise * m.sqrt(-m.expm1(-2.0 * self.theta * (1.0 - t)))
+
+    @formula
+    def dbeta(self, t: Any, m: Any) -> Any:
+        return self.theta * self.beta(t)
+
+    @formula
+    def dsigma(self, t: Any, m: Any) -> Any:
+        return m.divide(0.5 * self.dvariance(t), self.sigma(t))
+
+    @formula
+    def dvariance(self, t: Any, m: Any) -> Any:
+        return -2.0 * self.theta * self.noise**2 * m.exp(-2.0 * self.theta * (1.0 - t))
+
+    @formula
+    def a(self, t: Any, m: Any) -> Any:
+        return self.theta + 0.0 * t
+
+    @formula
+    def lam(self, t: Any, m: Any) -> Any:
+        return self.theta * self.noise**2 + 0.0 * t
+
+    @formula
+    def time_of_log_snr(self, level: Any, m: Any) -> Any:
+        # noise^2 SNR = 1 / (exp(2 theta u) - 1), inverted as on VP
+        level = level + 2.0 * math.log(self.noise)
+        integral = m.log1p(m.exp(-abs(level))) + m.clamp(-level, 0.0, math.inf)
+        return m.clamp(1.0 - integral / (2.0 * self.theta), 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Warped(Path):
+    """``path`` at the time c(t) of ``warp``; all rates by the chain rule, with their limits."""
+
+    path: Path
+    warp: Warp
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.path, Path) and isinstance(self.warp, Warp)):
+            raise UserError(
+                f"a warped path is made of a Path and a Warp, got {self.path!r} and {self.warp!r}"
+            )
+
+    @formula
+    def beta(self, t: Any, m: Any) -> Any:
+        return self.path.beta(self.warp.value(t))
+
+    @formula
+    def sigma(self, t: Any, m: Any) -> Any:
+        return self.path.sigma(self.warp.value(t))
+
+    @formula
+    def log_snr(self, t: Any, m: Any) -> Any:
+        return self.path.log_snr(self.warp.value(t))
+
+    @formula
+    def time_of_log_snr(self, level: Any, m: Any) -> Any:
+        return self.warp.inverse(self.path.time_of_log_snr(level))
+
+    @formula
+    def dbeta(self, t: Any, m: Any) -> Any:
+        return self.warp.derivative(t) * self.path.dbeta(self.warp.value(t))
+
+    @formula
+    def dvariance(self, t: Any, m: Any) -> Any:
+        return self.warp.derivative(t) * self.path.dvariance(self.warp.value(t))
+
+    # Where a clock stands still (c' = 0) and the path's own rate is infinite, their product has a
+    # limit. At t = 0, beta grows with a power of t, so a and lam stay infinite. At t = 1, sigma^2
+    # falls in proportion to 1 - c, and its root has the slope sqrt(-dvariance) d sqrt(1 - c) / dt.
+
+    @formula
+    def a(self, t: Any, m: Any) -> Any:
+        rate, a = self.warp.derivative(t), self.path.a(self.warp.value(t))
+        return m.where(_undecided(rate, a), math.inf, rate * a)
+
+    @formula
+    def lam(self, t: Any, m: Any) -> Any:
+        rate, lam = self.warp.derivative(t), self.path.lam(self.warp.value(t))
+        return m.where(_undecided(rate, lam), math.inf, rate * lam)
+
+    @formula
+    def dsigma(self, t: Any, m: Any) -> Any:
+        rate, dsigma = self.warp.derivative(t), self.path.dsigma(self.warp.value(t))
+        return m.where(_undecided(rate, dsigma), self._last_slope, rate * dsigma)
+
+    @formula
+    def wronskian(self, t: Any, m: Any) -> Any:
+        rate, w = self.warp.derivative(t), self.path.wronskian(self.warp.value(t))
+        last = -self._last_slope * self.path.beta(1.0)
+        return m.where(_undecided(rate, w), last, rate * w)
+
+    @property
+    def _last_slope(self) -> float:
+        """dsigma at t = 1 of a path whose sigma falls as a square root."""
+        return math.sqrt(-self.path.dvariance(1.0)) * self.warp.root_slope
+
+
+def _undecided(rate: Any, value: Any) -> Any:
+    """Where rate * value is 0 * inf."""
+    return (rate == 0.0) & (abs(value) == math.inf)

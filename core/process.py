@@ -4,7 +4,8 @@ One state may mix points, pair values and tokens. Every part says where its entr
 how they travel from noise (t = 0) to data (t = 1), and what the network predicts for it:
 
     continuous parts   x_t = beta(t) x_1 + sigma(t) x_0,      x_0 ~ N(0, I) of the space
-    token parts        x_t = x_1 with probability kappa(t), else the mask token
+    token parts        x_t = x_1 with probability kappa(t), else the mask token or a random class
+    rotations          x_t on a geodesic to x_1, or x_1 turned by the heat kernel (`core.frames`)
 
 A process draws the prior and the bridge between noise and data; `core.sample` runs it backwards.
 A process of a single unnamed part works on plain tensors; otherwise a state is a dict of tensors.
@@ -14,45 +15,68 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from driftworks.core.ctmc import Masking
+from driftworks.core.frames import Rotations
 from driftworks.core.keys import Keys
 from driftworks.core.paths import Path
-from driftworks.core.predict import check, interpolate, per_sample
+from driftworks.core.predict import check, interpolate
 from driftworks.core.spaces import Space
 from driftworks.errors import UserError
 
-__all__ = ["Bridge", "Masks", "Part", "Process", "State"]
+__all__ = ["Bridge", "Masks", "Part", "Process", "Route", "State"]
 
 State = Tensor | dict[str, Tensor]
 Masks = Tensor | Mapping[str, Tensor | None] | None
+
+
+class Route(Protocol):
+    """What leads a space from noise to data where x_t is no sum of the two: tokens, rotations."""
+
+    def accepts(self, space: Space, predicts: str) -> str:
+        """The name of what the network predicts; `UserError` if this is not the space's route."""
+        ...
+
+    def prior(
+        self, space: Any, keys: Keys, stream: str, like: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """The state at t = 0, shaped as ``like``."""
+        ...
+
+    def bridge(
+        self, space: Any, x_1: Tensor, t: Tensor, keys: Keys, stream: str, step: int,
+        mask: Tensor | None, x_0: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x_t, the noise it came from, and the entries (bool) a loss should ask about."""
+        ...
 
 
 @dataclass(frozen=True)
 class Part:
     """One component of a state.
 
-    ``path`` is a `Path` for real spaces and a `Masking` schedule for tokens. ``predicts`` names
-    what the network returns for this part (`predict.PARAMETRISATIONS`); token parts always return
-    logits (..., classes). Raises `UserError` for another name and for a path of the other kind.
+    ``path`` is a `Path` for real spaces, and for others their own `Route`: `ctmc.Masking` or
+    `ctmc.Replacing` for tokens, `frames.Geodesic` or `frames.Heat` for rotations. ``predicts``
+    names what the network returns for this part (`predict.PARAMETRISATIONS`, and for rotations
+    those of the route); token parts always return logits (..., classes). Raises `UserError` for
+    another name and for a path of the other kind.
     """
 
     space: Space
-    path: Path | Masking
+    path: Path | Route
     predicts: str = "denoised"
 
     def __post_init__(self) -> None:
-        if self.space.discrete:
-            object.__setattr__(self, "predicts", "logits")
-        else:
-            check(self.predicts)
-        if self.space.discrete != isinstance(self.path, Masking):
+        if not isinstance(self.path, Path):
+            object.__setattr__(self, "predicts", self.path.accepts(self.space, self.predicts))
+            return
+        check(self.predicts)
+        if self.space.discrete or isinstance(self.space, Rotations):
             raise UserError(
                 f"{type(self.space).__name__} cannot follow {type(self.path).__name__}: "
-                "tokens need a Masking schedule, real spaces a Path"
+                "tokens need a Masking or Replacing schedule, rotations Geodesic or Heat"
             )
 
 
@@ -61,7 +85,8 @@ class Bridge:
     """A draw of x_t between noise and data, and what a loss needs to know about it.
 
     ``x_t``, ``x_0``, ``x_1`` are states; ``t`` (B,); ``hidden`` holds, for each token part, the
-    entries that are masked at t (bool).
+    entries (bool) that the network is to find: the masked ones at t, or, where noise looks like
+    data, all that exist.
     """
 
     x_t: State
@@ -108,8 +133,11 @@ class Process:
         shapes, out = self.unpack(like), {}
         for name, part in self.items():
             x, m = shapes[name], self.mask_of(name, mask)
-            noise = part.space.noise(keys, f"prior/{name}", 0, x, m)
-            out[name] = noise if isinstance(part.path, Masking) else noise * part.path.sigma(0.0)
+            stream = f"prior/{name}"
+            if isinstance(part.path, Path):
+                out[name] = part.space.noise(keys, stream, 0, x, m) * part.path.sigma(0.0)
+            else:
+                out[name] = part.path.prior(part.space, keys, stream, x, m)
         return self.pack(out)
 
     def bridge(
@@ -136,15 +164,14 @@ class Process:
         for name, part in self.items():
             x, m = data[name], self.mask_of(name, mask)
             stream = f"bridge/{name}"
-            if isinstance(part.path, Masking):
-                u = part.space.uniform(keys, stream, step, x)  # type: ignore[attr-defined]
-                hide = u >= per_sample(part.path.kappa(t), u)
-                entries = part.space.entry_mask(m, x)
-                hidden[name] = hide if entries is None else hide & entries
-                noise[name] = part.space.noise(keys, stream, step, x, m)
-                x_t[name] = torch.where(hidden[name], noise[name], x)
+            e = given.get(name)
+            if not isinstance(part.path, Path):
+                x_t[name], noise[name], asked = part.path.bridge(
+                    part.space, x, t, keys, stream, step, m, e
+                )
+                if asked is not None:
+                    hidden[name] = asked
             else:
-                e = given.get(name)
                 noise[name] = part.space.noise(keys, stream, step, x, m) if e is None else e
                 x_t[name] = interpolate(part.path, x, noise[name], t)
         return Bridge(self.pack(x_t), self.pack(noise), x_1, t, mask, hidden)

@@ -1,21 +1,24 @@
 r"""The only sampling loop: a model, a process and keys in, samples out.
 
 Every part of the state moves on one grid of times. At each row of the table the network is asked
-once; real parts take the row of their own path's table (`core.solvers`), token parts one step of
-the masked chain (`core.ctmc`) whenever the row moves the clock. The loop owns what is easy to get
-wrong around that: masks, keyed noise, the previous prediction (self-conditioning), known entries,
-and samples that blow up.
+once, and every part's mover (`core.movers`) takes its answer over the row: real parts by the row of
+their own path's table (`core.solvers`), token parts by one step of their jump process (`core.ctmc`)
+whenever the row moves the clock. The loop owns what is easy to get wrong around that: masks, keyed
+noise, the previous prediction (self-conditioning), known entries, samples that blow up, particles
+and their weights, and runs that stop and go on.
 
 Keys. All randomness is addressed by sample, row and entry: a sample does not depend on the batch
 it is drawn in, on its order or on the padding, as far as the model itself does not. The noise of
 several rows is drawn in one call, which changes its cost and not its values.
 
-Known entries. For an entry whose data value v is known, D = v is the exact denoiser. Writing it
-into the prediction moves the entry along its own bridge, x_t = beta v + sigma e with the keyed
-noise e it started from (and the solver's fresh noise, if any), and ends on v. Point clouds without
-centre live up to a translation: v is moved there by the shift that keeps the known points' own
-centre, and in the end the whole sample is moved to the frame v was given in. A known token holds
-its value throughout.
+Particles. A model that answers with `weigh.Weighted` says how far its samples' law strays from the
+target. With ``particles`` the loop keeps the weights that repair it and may resample: a chosen
+particle brings along its state, its memory and its previous prediction, and draws its own noise
+from there on.
+
+Interruption. ``until`` stops after some rows; `Samples.resume` then holds all that is needed to go
+on: tensors, numbers and names only, so that ``torch.save`` and a weights-only load
+keep it. The resumed run equals the uninterrupted one to the last bit.
 
 Failures. A sample whose prediction stops being finite is frozen as it was and flagged in
 `Samples.finite`; its neighbours go on. The check is one number a row (and, on a GPU, one
@@ -28,31 +31,31 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from driftworks.core import grids, predict, solvers
-from driftworks.core.ctmc import Masking, masked_step
+from driftworks.core import grids, solvers
 from driftworks.core.keys import Keys
+from driftworks.core.movers import Ahead, Known, Mover, Noise, RealMover, Shape, TokenMover
+from driftworks.core.paths import Path
 from driftworks.core.process import Masks, Part, Process, State
 from driftworks.core.solvers import Solver, Table
-from driftworks.core.spaces import Centred, PairTokens, Space, Symmetric, Tokens
 from driftworks.errors import UserError
 
-__all__ = ["Model", "Samples", "sample"]
+if TYPE_CHECKING:
+    from driftworks.core.particles import Resampling, Weights
 
-Noise = float | Callable[[float], float]
-Shape = tuple[int, ...]
-_STRETCH = 1 << 16  # numbers drawn ahead in one call; larger stretches fall out of the CPU's cache
+__all__ = ["Model", "Samples", "sample"]
 
 
 class Model(Protocol):
     """What can be sampled: predictions for a state at times t (B,), in freshly made tensors.
 
     Real parts are answered in the part's parametrisation, shaped like the state, token parts with
-    logits (..., K). ``previous`` is the last answer (None in the first row). An attribute
+    logits (..., K). A guide that weighs answers with `weigh.Weighted`, which wraps such a state.
+    ``previous`` is the last answer (None in the first row). An attribute
     ``evaluations``, if there is one, says how many network evaluations one call costs.
     """
 
@@ -68,208 +71,16 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Samples:
-    """The outcome: the state at the last time, evaluations a sample, and who stayed finite (B,)."""
+    """The outcome: the state at the last time, evaluations a sample, and who stayed finite (B,).
+
+    ``resume`` continues a run that was stopped by ``until``; ``weights`` belong to particles.
+    """
 
     x: State
     nfe: int
     finite: Tensor
-
-
-class _Ahead(Keys):
-    """The same keys, drawing a stretch of rows in one call: cheaper, same values."""
-
-    def __init__(self, keys: Keys, rows: int):
-        super().__init__(keys.seed, keys.ids, keys._words)
-        self._rows = rows
-        self._drawn: dict[tuple[Any, ...], tuple[range, Tensor]] = {}
-
-    def _take(
-        self, draw: Callable[..., Tensor], stream: str, step: int, shape: Shape, dtype: torch.dtype
-    ) -> Tensor:
-        address = (draw.__name__, stream, shape, dtype)
-        span, values = self._drawn.get(address, (range(0), None))
-        if values is None or step not in span:
-            length = max(1, _STRETCH // max(1, len(self) * math.prod(shape)))
-            span = range(step, max(step + 1, min(step + length, self._rows)))
-            values = draw(stream, span, shape, dtype)
-            self._drawn[address] = (span, values)
-        return values[step - span.start]
-
-    def normal(
-        self,
-        stream: str,
-        step: int | range,
-        shape: Shape = (),
-        dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
-        assert isinstance(step, int)
-        return self._take(super().normal, stream, step, shape, dtype)
-
-    def uniform(
-        self,
-        stream: str,
-        step: int | range,
-        shape: Shape = (),
-        dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
-        assert isinstance(step, int)
-        return self._take(super().uniform, stream, step, shape, dtype)
-
-
-@dataclass(frozen=True)
-class _Known:
-    """Known data values and where they are known, both shaped to broadcast to the state."""
-
-    value: Tensor
-    where: Tensor
-
-    @classmethod
-    def check(cls, name: str, space: Space, given: Any, x: Tensor, mask: Tensor | None) -> _Known:
-        try:
-            value, where = given
-        except (TypeError, ValueError):
-            raise UserError(f"fixed part {name!r} must be a pair (value, known)") from None
-        value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
-        where = torch.as_tensor(where, device=x.device)
-        if where.dtype != torch.bool or where.shape != x.shape[: where.ndim] or where.ndim < 1:
-            raise UserError(
-                f"fixed part {name!r}: known must be bool with the leading dimensions of "
-                f"{tuple(x.shape)}, got {where.dtype} {tuple(where.shape)}"
-            )
-        where = where.view(*where.shape, *(1,) * (x.ndim - where.ndim))
-        entries = space.entry_mask(mask, x)
-        where = (where if entries is None else where & entries).expand_as(x)
-        try:
-            value = value.expand_as(x)
-        except RuntimeError:
-            raise UserError(
-                f"fixed part {name!r}: value {tuple(value.shape)} does not fit {tuple(x.shape)}"
-            ) from None
-        known = value[where]
-        if isinstance(space, Tokens):
-            if ((known < 0) | (known >= space.classes)).any():
-                raise UserError(f"fixed part {name!r}: tokens must lie in 0..{space.classes - 1}")
-        elif not known.isfinite().all():
-            raise UserError(f"fixed part {name!r}: known values must be finite")
-        if isinstance(space, PairTokens | Symmetric):
-            held = torch.where(where, value, torch.full_like(value, -1))
-            if not torch.equal(held, held.transpose(1, 2)):
-                raise UserError(f"fixed part {name!r}: known pairs must be symmetric")
-        return cls(torch.where(where, value, torch.zeros_like(value)), where)
-
-    def put(self, x: Tensor) -> Tensor:
-        return torch.where(self.where, self.value, x)
-
-    def shift(self, x: Tensor) -> Tensor:
-        """The translation (B, 1, D) that takes the known points of ``x`` to their values."""
-        count = self.where.sum(1, keepdim=True).clamp(min=1)
-        gap = torch.where(self.where, self.value - x, torch.zeros_like(x))
-        return gap.sum(1, keepdim=True) / count
-
-
-class _RealPart:
-    """A real part on its way through the rows of its table."""
-
-    def __init__(
-        self, name: str, part: Part, table: Table, keys: Keys, mask: Tensor | None,
-        known: _Known | None, stream: str,
-    ):
-        assert not isinstance(part.path, Masking)
-        self.name, self.space, self.mask, self.keys = name, part.space, mask, keys
-        self.known, self.stream = known, f"{stream}/{name}"
-        self.rows = list(zip(table.a, table.b, table.c, strict=True))
-        self.denoise = None
-        if part.predicts != "denoised":
-            self.denoise = [
-                predict.weights(part.path, t, part.predicts, "denoised") for t in table.times
-            ]
-        self.keep_states = max(map(len, table.a)) - 1
-        self.keep_denoised = max(map(len, table.b)) - 1
-        self.states: list[Tensor] = []
-        self.denoised: list[Tensor] = []
-
-    def advance(self, k: int, x: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
-        """The state after row k and the denoised state it was made from."""
-        if prediction.shape != x.shape:
-            raise ValueError(
-                f"prediction of part {self.name!r} has shape {tuple(prediction.shape)}, "
-                f"its state {tuple(x.shape)}"
-            )
-        d = prediction if prediction.dtype == x.dtype else prediction.to(x.dtype)
-        if self.denoise is not None:
-            of_x, of_prediction = self.denoise[k]
-            d = torch.mul(d, of_prediction)
-            if of_x:
-                d.add_(x, alpha=of_x)
-        d = self.space.project(d, self.mask)
-        if self.known is not None:
-            known = self.known
-            if isinstance(self.space, Centred):
-                d = torch.where(known.where, known.value - known.shift(d), d)
-            else:
-                d = known.put(d)
-        a, b, c = self.rows[k]
-        new = torch.mul(d, b[0])
-        if a[0]:
-            new.add_(x, alpha=a[0])
-        for weight, past in zip(a[1:], self.states, strict=False):
-            new.add_(past, alpha=weight)
-        for weight, past in zip(b[1:], self.denoised, strict=False):
-            new.add_(past, alpha=weight)
-        if c:
-            new.add_(self.space.noise(self.keys, self.stream, k, x, self.mask), alpha=c)
-        if self.keep_states:
-            self.states = [x, *self.states][: self.keep_states]
-        if self.keep_denoised:
-            self.denoised = [d, *self.denoised][: self.keep_denoised]
-        return new, d
-
-    def start(self, x: Tensor) -> Tensor:
-        return x
-
-    def finish(self, x: Tensor, complete: bool) -> Tensor:
-        x = self.space.project(x, self.mask)
-        if self.known is None or not complete:
-            return x
-        if isinstance(self.space, Centred):
-            entries = self.space.entry_mask(self.mask, x)
-            shift = self.known.shift(x)
-            x = x + (shift if entries is None else shift * entries)
-        return self.known.put(x)
-
-
-class _TokenPart:
-    """A token part on its way through the rows' times."""
-
-    def __init__(
-        self, name: str, part: Part, times: Sequence[float], ends: Sequence[float], keys: Keys,
-        mask: Tensor | None, known: _Known | None, stream: str, remask: Noise, temperature: float,
-    ):
-        assert isinstance(part.path, Masking) and isinstance(part.space, Tokens)
-        self.space, self.mask, self.keys, self.known = part.space, mask, keys, known
-        self.stream, self.temperature = f"{stream}/{name}", temperature
-        self.rows = [
-            part.path.step(t, u, remask(t) if callable(remask) else remask) if t < u else None
-            for t, u in zip(times, ends, strict=True)
-        ]
-
-    def advance(self, k: int, x: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens after row k, and the logits."""
-        row = self.rows[k]
-        if row is None:
-            return x, prediction
-        show, hide = row
-        new = masked_step(
-            self.space, x, prediction, show, hide,
-            self.keys, self.stream, k, self.mask, self.temperature,
-        )
-        return self.start(new), prediction
-
-    def start(self, x: Tensor) -> Tensor:
-        return x if self.known is None else self.known.put(x)
-
-    def finish(self, x: Tensor, complete: bool) -> Tensor:
-        return x
+    resume: dict[str, Any] | None = None
+    weights: Weights | None = None
 
 
 class _Guard:
@@ -305,6 +116,9 @@ class _Guard:
 
     def _choose(self, alive: Tensor, failed: Tensor) -> Tensor:
         return torch.where(self.finite.view(-1, *(1,) * (alive.ndim - 1)), alive, failed)
+
+    def gather(self, index: Tensor) -> None:
+        self.finite = self.finite[index]
 
     def freeze(self, new: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
         """The new state, with failed samples as they were."""
@@ -343,7 +157,7 @@ def _tables(
     """The table of every real part, and the times and ends they share."""
     tables = {}
     for name, part in process.items():
-        if isinstance(part.path, Masking):
+        if not isinstance(part.path, Path):
             continue
         if isinstance(solver, Mapping) and name not in solver:
             raise UserError(f"no solver for part {name!r}; given for {', '.join(solver)}")
@@ -364,12 +178,33 @@ def _of_part(setting: Any, name: str, default: Any) -> Any:
     return setting.get(name, default) if isinstance(setting, Mapping) else setting
 
 
-def _shown(rows: int, progress: bool | str) -> Iterable[int]:
+def _shown(rows: range, progress: bool | str) -> Iterable[int]:
     if not progress:
-        return range(rows)
+        return rows
     from rich.progress import track
 
-    return track(range(rows), description=progress if isinstance(progress, str) else "sampling")
+    return track(rows, description=progress if isinstance(progress, str) else "sampling")
+
+
+def _resumed(
+    resume: dict[str, Any], clock: list[float], like: dict[str, Tensor], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The token of an interrupted run, if it fits this one."""
+    if set(resume) != _TOKEN:
+        raise UserError(f"resume must be what Samples.resume held, got the fields {list(resume)}")
+    if resume["clock"] != clock:
+        raise UserError("resume belongs to a run with another grid or solver")
+    shapes = {name: tuple(x.shape) for name, x in resume["state"].items()}
+    if shapes != {name: tuple(x.shape) for name, x in like.items()}:
+        raise UserError(f"resume holds a state of shapes {shapes}; this run is of another shape")
+    if resume["settings"] != settings:
+        raise UserError(
+            f"resume belongs to a run with {resume['settings']}, this one has {settings}"
+        )
+    return resume
+
+
+_TOKEN = {"row", "clock", "settings", "state", "previous", "memory", "finite"}
 
 
 @torch.no_grad()
@@ -389,6 +224,9 @@ def sample(
     guide: Callable[[Model], Model] | None = None,
     fixed: Mapping[str, tuple[Any, Any]] | tuple[Any, Any] | None = None,
     initial: State | None = None,
+    particles: Resampling | None = None,
+    until: int | None = None,
+    resume: dict[str, Any] | None = None,
     stream: str = "sample",
     callback: Callable[[int, float, State, State], Any] | None = None,
     progress: bool | str = False,
@@ -412,6 +250,9 @@ def sample(
         fixed: known entries, part -> (value, known): ``known`` bool (B, ...) over leading
             dimensions of the part, ``value`` of its shape (or broadcast to it).
         initial: the state at grid[0]; needed where the grid does not start at 0.
+        particles: keep the weights of a weighted model and resample (`core.particles`).
+        until: stop after this many rows; `Samples.resume` then continues the run.
+        resume: what an interrupted run left, with all other arguments as they were there.
         stream: names the noise; a second pass over the same samples takes another name.
         callback: called after every row with (row, time, state, prediction), the prediction being
             the denoised real parts and the logits.
@@ -426,6 +267,9 @@ def sample(
     if guide is not None:
         model = guide(model)
     evaluations = getattr(model, "evaluations", 1)
+    follow = getattr(model, "follow", None)  # a guide whose answer depends on the noise to come
+    if follow is not None:
+        follow(tables)
 
     like = _like(process, keys, shape, dtype)
     masks = {name: process.mask_of(name, mask) for name in like}
@@ -437,7 +281,7 @@ def sample(
                     f"initial part {name!r} has shape {tuple(x.shape)}, not "
                     f"{tuple(like[name].shape)}"
                 )
-    elif grid[0] == 0.0:
+    elif grid[0] == 0.0 or resume is not None:
         state = dict(process.unpack(process.prior(keys, process.pack(like), mask)))
     else:
         raise UserError(f"the grid starts at {grid[0]}, not at 0: give the initial state")
@@ -448,33 +292,67 @@ def sample(
     if not given.keys() <= like.keys():
         unknown = ", ".join(sorted(given.keys() - like.keys()))
         raise UserError(f"fixed names unknown parts {unknown}; the parts are {', '.join(like)}")
-    ahead = _Ahead(keys, len(times))
-    movers: dict[str, _RealPart | _TokenPart] = {}
+    ahead = Ahead(keys, len(times))
+    movers: dict[str, Mover] = {}
     for name, part in process.items():
         known = None
         if name in given:
-            known = _Known.check(name, part.space, given[name], like[name], masks[name])
+            known = Known.check(name, part.space, given[name], like[name], masks[name])
+        m = masks[name]
         if name in tables:
-            movers[name] = _RealPart(
-                name, part, tables[name], ahead, masks[name], known, stream
-            )
-        else:
-            movers[name] = _TokenPart(
-                name, part, times, ends, ahead, masks[name], known, stream,
+            movers[name] = RealMover(name, part, tables[name], ahead, like[name], m, known, stream)
+        elif part.space.discrete:
+            movers[name] = TokenMover(
+                name, part, times, ends, ahead, m, known, stream,
                 _of_part(remask, name, 0.0), _of_part(temperature, name, 1.0),
             )
-        state[name] = movers[name].start(state[name])
+        else:
+            route: Any = part.path
+            movers[name] = route.mover(name, part, times, ends, ahead, m, known, stream)
 
     guard = _Guard(process.parts, masks, keys)
+    previous: State | None = None
+    settings = {"seed": keys.seed, "ids": keys.ids.tolist(), "stream": stream}
+    first = 0
+    if resume is not None:
+        kept = _resumed(resume, [*times, *ends], like, settings)
+        first, state, previous = kept["row"], dict(kept["state"]), kept["previous"]
+        guard.finite, guard.failed = kept["finite"], not bool(kept["finite"].all())
+        for name, mover in movers.items():
+            mover.restore(kept["memory"][name])
+    else:
+        state = {name: mover.start(state[name]) for name, mover in movers.items()}
+    last = len(times) if until is None else until
+    if not first <= last <= len(times):
+        rows = f"{first}..{len(times)}"
+        raise UserError(f"until must lie in {rows}, the rows of this run, got {until}")
+    population = None
+    if particles is not None:
+        if until is not None or resume is not None:
+            raise UserError("a run with particles cannot be interrupted: no until, no resume")
+        population = particles.start(process, keys, process.pack(state), mask, times[0])
+
     real = [x.dtype for x in state.values() if x.is_floating_point()]
     clock = torch.empty(
         len(keys), dtype=real[0] if real else torch.float32, device=keys.ids.device
     )
-    previous: State | None = None
-    for k in _shown(len(times), progress):
+    for k in _shown(range(first, last), progress):
         clock.fill_(times[k])
-        answer = model(process.pack(state), clock, mask=mask, cond=cond, previous=previous)
+        answer: Any = model(process.pack(state), clock, mask=mask, cond=cond, previous=previous)
+        weighted = None
+        if not isinstance(answer, Tensor | dict):
+            weighted, answer = answer, answer.prediction
         predictions = guard.check(process.unpack(answer), state)
+        if population is not None:
+            if weighted is None:
+                raise UserError("particles need a model that answers with weights (core.weigh)")
+            chosen = population.observe(k, times[k], weighted)
+            if chosen is not None:
+                state = {name: x[chosen] for name, x in state.items()}
+                predictions = {name: p[chosen] for name, p in predictions.items()}
+                guard.gather(chosen)
+                for mover in movers.values():
+                    mover.gather(chosen)
         old, state, denoised = state, {}, {}
         for name, mover in movers.items():
             state[name], denoised[name] = mover.advance(k, old[name], predictions[name])
@@ -483,9 +361,22 @@ def sample(
         if callback is not None:
             callback(k, ends[k], process.pack(state), process.pack(denoised))
 
+    token = None
+    if last < len(times):
+        token = {
+            "row": last,
+            "clock": [*times, *ends],
+            "settings": settings,
+            "state": state,
+            "previous": previous,
+            "memory": {name: mover.memory() for name, mover in movers.items()},
+            "finite": guard.finite,
+        }
+    state = dict(state)
     for name, mover in movers.items():
-        state[name] = mover.finish(state[name], complete=ends[-1] == 1.0)
-        if name in tables:
+        complete = last == len(times) and ends[-1] == 1.0
+        state[name] = mover.finish(state[name], complete=complete)
+        if not process.parts[name].space.discrete:
             guard.finite = guard.finite & state[name].isfinite().flatten(1).all(1)
     failed = len(keys) - int(guard.finite.sum())
     if failed:
@@ -494,4 +385,6 @@ def sample(
             RuntimeWarning,
             stacklevel=2,
         )
-    return Samples(process.pack(state), len(times) * evaluations, guard.finite)
+    weights = None if population is None else population.finish(ends[-1])
+    nfe = (last - first) * evaluations
+    return Samples(process.pack(state), nfe, guard.finite, token, weights)

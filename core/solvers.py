@@ -1,39 +1,47 @@
-r"""Solvers as data: every method is a table of float64 coefficients, built once, kept as floats.
-
-On a Gaussian path the network enters only through the denoised state D = E[x1 | x_t], and every
-usual sampler is a linear method in past states and past D: row k evaluates D_k = D(x_k, times[k])
-and moves to the time ends[k],
-
-    x_{k+1} = sum_j a_kj x_{k-j} + sum_j b_kj D_{k-j} + c_k xi,        xi ~ N(0, I).
-
-One-evaluation methods have one row a step and a = (a0,). A two-stage method is two rows: Heun's
-corrector stands at the end of its step already (times = ends) and reaches back to x_{k-1}. Because
-rows are linear, `laws.table_law` returns the exact law of the output on Gaussian data.
+r"""Solvers: every method is a table of float64 coefficients (`core.tables`), built once.
 
 With beta, sigma, their derivatives, w = sigma beta' - sigma' beta, l = log(beta / sigma) and a step
-t -> u (h = u - t, d = l_u - l_t):
+t -> u (h = u - t, d = l_u - l_t), the methods of this file, one evaluation of D a row, are
 
     euler            x + h b(x, t) = (1 + h sigma'/sigma) x + h (w / sigma) D
-    heun             x + h/2 (b(x_t, t) + b(x_u, u))
+    heun             x + h/2 (b(x_t, t) + b(x_u, u))                     and other explicit
+    midpoint, rk4    Runge-Kutta methods on the velocity b, each a tableau
     ddim(eta)        beta_u D + sqrt(sigma_u^2 - c^2) (x - beta_t D) / sigma_t + c xi,
                      c^2 = eta^2 sigma_u^2 (1 - e^{-2d}); eta = 1 is ancestral sampling (DDPM)
     dpmpp(order,eta) (sigma_u/sigma_t) e^{-eta d} x + beta_u (1 - e^{-(1+eta) d}) D^ + c xi,
                      c^2 = sigma_u^2 (1 - e^{-2 eta d}), D^ extrapolated in l from past D
-    euler_maruyama   x + h (b + eps s) + sqrt(2 eps h) xi, s the score and eps >= 0 free
+    abm(order)       (sigma_u/sigma_t) x + sigma_u int D d(beta/sigma), D a polynomial in y
+
+and those of `core.reverse` (reverse SDE) and `core.correctors` (Langevin) join them by name.
+The variation-of-constants formula in the last line is exact; exponential integrators (ddim, dpmpp,
+abm) differ in how they continue D over the step. All of them take every path with its own noise
+levels; on ``Path.mean_reverting`` they are the samplers of mean-reverting SDEs.
+
+abm. Along the flow of N(m, s^2) the denoised state is D = m + s z sin(theta), where
+tan(theta) = s beta / sigma: it moves in a straight line in sin(theta). So D is interpolated in
+y = 1 - sin(theta), which runs from 1 at pure noise to 0 at the data and knows neither path nor
+grid. Both ends are regular: near the noise 1 - y falls like beta / sigma, and near the data y falls
+like its inverse squared, in which D is smooth there. So beta = 0 is a start like any other, and the
+jump to t = 1 becomes the extrapolation of D to y = 0. With phi = pi / 2 - theta the integrals of 1,
+y and y^2 over d(s beta / sigma) are differences of cot(phi), -tan(phi/2) and phi - 2 tan(phi/2).
+The evaluation at the new state also corrects the step that led there (Adams-Moulton weights through
+it): the row takes the old prediction back and puts the correction in, at no extra evaluation.
 
 Ends. beta_t = 0 gives d = inf, where every exponential is 0 or 1. The last step to t = 1 is the
-jump x = beta_1 D: sigma(1) is 0 or, on VE, noise nobody wants. It is the limit of ddim and dpmpp
-and, on the linear path, of Euler's own step. Only `euler_maruyama(denoise=False)` keeps its row.
+jump x = beta_1 D, the limit of ddim and dpmpp and, on the linear path, of Euler's own step. Only
+`euler_maruyama(denoise=False)` keeps its row.
 
 The declared ``order`` is the order in the step size on smooth grids: of the flow's map for
 deterministic methods, of the law (weak order) for stochastic ones. The jump costs the square of the
 last noise level, which is of order 2 where sigma falls linearly, but of order 1 on VP, where it
 falls as a square root: there, refine the end (`grids.karras`). dpmpp of order 2 pays a logarithm
-where beta = 0; order 3 declares 2 with a jump, and on paths that begin at beta = 0, where D moves
-at once and the first row, without memory, is too coarse.
+where beta = 0, and order 3 declares 2: its first row has no memory, which costs the square of its
+length (little when it starts in pure noise, where D hardly moves). abm keeps its order at both
+ends, since it corrects that row.
 
 References: Karras et al. 2022 (Heun); Song, Meng & Ermon 2021 (DDIM); Ho et al. 2020 (DDPM); Lu et
-al. 2022, "DPM-Solver++"; Albergo, Boffi & Vanden-Eijnden 2023 (free eps).
+al. 2022, "DPM-Solver++"; Zhang & Chen 2023 (exponential Adams-Bashforth); Zhao et al. 2023, "UniPC"
+(a corrector that costs no evaluation).
 """
 
 from __future__ import annotations
@@ -41,114 +49,89 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from driftworks.core.correctors import CORRECTORS, corrected
 from driftworks.core.paths import Path
+from driftworks.core.reverse import ancestral, euler_maruyama, reverse_diffusion, s4
+from driftworks.core.tables import Row, Solver, Step, Table, intervals, jump, nonnegative, one_stage
 from driftworks.errors import UserError
 
 __all__ = [
     "SOLVERS",
     "Solver",
     "Table",
+    "abm",
+    "ancestral",
     "ddim",
     "dpmpp",
     "euler",
     "euler_maruyama",
     "heun",
+    "midpoint",
+    "predictor_corrector",
+    "reverse_diffusion",
+    "rk4",
+    "s4",
     "solver",
 ]
 
-Row = tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """The coefficients of one solver on one path and grid; see the module's formula.
-
-    All fields but ``name`` and ``order`` have one member a row: the time of the network evaluation,
-    the time of the state after the row, the weights of states and denoised states, newest first,
-    and the standard deviation of the fresh noise.
-    """
-
-    name: str
-    order: int
-    times: Row
-    ends: Row
-    a: tuple[Row, ...]
-    b: tuple[Row, ...]
-    c: Row
-
-    def __len__(self) -> int:
-        return len(self.times)
-
-    @property
-    def evaluations(self) -> int:
-        """Network evaluations from the first time to the last."""
-        return len(self.times)
-
-    @property
-    def stochastic(self) -> bool:
-        return any(self.c)
-
-
-Solver = Callable[[Path, Sequence[float]], Table]
-
-
-def _steps(grid: Sequence[float]) -> list[tuple[float, float]]:
-    if len(grid) < 2 or not (grid[0] >= 0.0 and grid[-1] <= 1.0):
-        raise UserError(f"a time grid has at least two times within [0, 1], got {_short(grid)}")
-    steps = list(zip(grid[:-1], grid[1:], strict=True))
-    for t, u in steps:
-        if not t < u:
-            raise UserError(f"a time grid must increase, got {t} before {u}")
-    return steps
-
-
-def _short(grid: Sequence[float]) -> str:
-    return str(list(grid)) if len(grid) < 5 else f"{grid[0]} ... {grid[-1]}"
-
-
-def _nonnegative(**values: float) -> None:
-    for name, value in values.items():
-        if not 0.0 <= value < math.inf:
-            raise UserError(f"{name} must be a finite number >= 0, got {value}")
-
-
-def _one_stage(
-    name: str,
-    order: int,
-    steps: list[tuple[float, float]],
-    rows: list[tuple[float, Row, float]],
-) -> Table:
-    a, b, c = zip(*rows, strict=True)
-    times, ends = zip(*steps, strict=True)
-    return Table(name, order, times, ends, tuple((v,) for v in a), b, c)
-
-
-def _jump(path: Path) -> tuple[float, Row, float]:
-    return 0.0, (path.beta(1.0),), 0.0
-
-
-def _flow(path: Path, t: float) -> tuple[float, float]:
-    """(f, g) of the velocity f x + g D at t < 1."""
-    sigma = path.sigma(t)
-    slope = path.dsigma(t) / sigma
-    return slope, path.dbeta(t) - slope * path.beta(t)
+Weights = tuple[float, ...]
 
 
 def euler(path: Path, grid: Sequence[float]) -> Table:
     """Euler steps of the probability flow: order 1, one evaluation a step."""
-    steps = _steps(grid)
-    rows: list[tuple[float, Row, float]] = []
+    steps = intervals(grid)
+    rows: list[Step] = []
     for t, u in steps:
         if u == 1.0:
-            rows.append(_jump(path))
+            rows.append(jump(path))
             continue
-        f, g = _flow(path, t)
-        rows.append((1.0 + (u - t) * f, ((u - t) * g,), 0.0))
-    return _one_stage("euler", 1, steps, rows)
+        slope, drive = _velocity(path, t)
+        rows.append((1.0 + (u - t) * slope, ((u - t) * drive,), 0.0))
+    return one_stage("euler", 1, steps, rows)
+
+
+def _velocity(path: Path, t: float) -> tuple[float, float]:
+    """The weights of x and D in the velocity at t < 1."""
+    slope = path.dsigma(t) / path.sigma(t)
+    return slope, path.dbeta(t) - slope * path.beta(t)
+
+
+def _runge_kutta(
+    name: str, order: int, stages: Sequence[Weights], path: Path, grid: Sequence[float]
+) -> Table:
+    """The explicit method whose stage i + 1 is x + h sum_j stages[i][j] b_j; the last is the step.
+
+    A stage stands at the sum of its weights and not before the stage above it; the last sum is 1.
+    """
+    nodes = [0.0, *map(sum, stages[:-1]), 1.0]
+    firsts = [next(j for j, weight in enumerate(weights) if weight) for weights in stages]
+    times: list[float] = []
+    ends: list[float] = []
+    a: list[Row] = []
+    b: list[Row] = []
+    for t, u in intervals(grid):
+        if u == 1.0:
+            times.append(t)
+            ends.append(u)
+            a.append((0.0,))
+            b.append((path.beta(1.0),))
+            continue
+        h = u - t
+        places = [t if node == 0.0 else u if node == 1.0 else t + node * h for node in nodes]
+        times += places[:-1]
+        ends += places[1:]
+        velocities = {place: _velocity(path, place) for place in places[:-1]}
+        slopes, drives = zip(*[velocities[place] for place in places[:-1]], strict=True)
+        for weights, first in zip(stages, firsts, strict=True):
+            now = len(weights) - 1
+            states = [h * weights[j] * slopes[j] for j in range(now, -1, -1)]
+            states[-1] += 1.0
+            a.append(tuple(states))
+            b.append(tuple([h * weights[j] * drives[j] for j in range(now, first - 1, -1)]))
+    return Table(name, order, tuple(times), tuple(ends), tuple(a), tuple(b), (0.0,) * len(times))
 
 
 def heun(path: Path, grid: Sequence[float]) -> Table:
@@ -156,40 +139,34 @@ def heun(path: Path, grid: Sequence[float]) -> Table:
 
     The step to t = 1 is the jump and costs one: N steps take 2 N - 1 evaluations.
     """
-    times: list[float] = []
-    ends: list[float] = []
-    a: list[Row] = []
-    b: list[Row] = []
-    for t, u in _steps(grid):
-        times.append(t)
-        ends.append(u)
-        if u == 1.0:
-            a.append((0.0,))
-            b.append((path.beta(1.0),))
-            continue
-        h = u - t
-        f, g = _flow(path, t)
-        a.append((1.0 + h * f,))
-        b.append((h * g,))
-        f_u, g_u = _flow(path, u)
-        times.append(u)
-        ends.append(u)
-        a.append((0.5 * h * f_u, 1.0 + 0.5 * h * f))
-        b.append((0.5 * h * g_u, 0.5 * h * g))
-    return Table("heun", 2, tuple(times), tuple(ends), tuple(a), tuple(b), (0.0,) * len(times))
+    return _runge_kutta("heun", 2, [(1.0,), (0.5, 0.5)], path, grid)
+
+
+def midpoint(path: Path, grid: Sequence[float]) -> Table:
+    """The explicit midpoint rule on the probability flow: order 2, two evaluations a step."""
+    return _runge_kutta("midpoint", 2, [(0.5,), (0.0, 1.0)], path, grid)
+
+
+def rk4(path: Path, grid: Sequence[float]) -> Table:
+    """The classical Runge-Kutta method on the probability flow: four evaluations a step.
+
+    Order 4 on grids that stop before t = 1, order 2 with the jump to t = 1.
+    """
+    stages = [(0.5,), (0.0, 0.5), (0.0, 0.0, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)]
+    return _runge_kutta("rk4", 2 if grid[-1] == 1.0 else 4, stages, path, grid)
 
 
 def ddim(path: Path, grid: Sequence[float], eta: float = 0.0) -> Table:
     """Denoising diffusion implicit steps: order 1; ``eta`` = 1 is ancestral sampling (DDPM)."""
-    _nonnegative(eta=eta)
+    nonnegative(eta=eta)
     if eta > 1.0:
         raise UserError(f"ddim takes eta in [0, 1], got {eta}")
-    steps = _steps(grid)
-    rows: list[tuple[float, Row, float]] = []
+    steps = intervals(grid)
+    rows: list[Step] = []
     beta, sigma = path.beta(grid[0]), path.sigma(grid[0])
     for _, u in steps:
         if u == 1.0:
-            rows.append(_jump(path))
+            rows.append(jump(path))
             continue
         beta_u, sigma_u = path.beta(u), path.sigma(u)
         kept = beta * sigma_u / (beta_u * sigma)
@@ -197,7 +174,7 @@ def ddim(path: Path, grid: Sequence[float], eta: float = 0.0) -> Table:
         a = sigma_u / sigma * math.sqrt(1.0 - eta * eta + (eta * kept) ** 2)
         rows.append((a, (beta_u - a * beta,), c))
         beta, sigma = beta_u, sigma_u
-    return _one_stage("ddpm" if eta == 1.0 else "ddim", 1, steps, rows)
+    return one_stage("ddpm" if eta == 1.0 else "ddim", 1, steps, rows)
 
 
 def _moments(z: float) -> tuple[float, float, float]:
@@ -238,16 +215,16 @@ def dpmpp(path: Path, grid: Sequence[float], order: int = 2, eta: float = 0.0) -
     ``eta`` = 0 solves the probability flow, 1 the classical reverse SDE. The first rows have as
     much memory as there is; a previous step of infinite length (from beta = 0) counts as none.
     """
-    _nonnegative(eta=eta)
+    nonnegative(eta=eta)
     if order not in (1, 2, 3):
         raise UserError(f"dpmpp has orders 1, 2 and 3, got {order}")
-    steps = _steps(grid)
-    rows: list[tuple[float, Row, float]] = []
+    steps = intervals(grid)
+    rows: list[Step] = []
     before: list[float] = []
     beta, sigma = path.beta(grid[0]), path.sigma(grid[0])
     for _, u in steps:
         if u == 1.0:
-            rows.append(_jump(path))
+            rows.append(jump(path))
             continue
         beta_u, sigma_u = path.beta(u), path.sigma(u)
         d = math.log(beta_u * sigma / (sigma_u * beta)) if beta > 0.0 else math.inf
@@ -266,57 +243,122 @@ def dpmpp(path: Path, grid: Sequence[float], order: int = 2, eta: float = 0.0) -
         if d < math.inf:
             before.append(d)
         beta, sigma = beta_u, sigma_u
-    declared = min(order, 2) if grid[-1] == 1.0 or path.beta(0.0) == 0.0 else order
-    return _one_stage(f"dpmpp{order}", 1 if eta else declared, steps, rows)
+    return one_stage(f"dpmpp{order}", 1 if eta else min(order, 2), steps, rows)
 
 
-PROFILES = ("reverse", "sigma", "constant")
+def _sine(path: Path, t: float, scale: float) -> tuple[float, float, float, float]:
+    """sigma, y = 1 - sin(theta), and tan(phi/2), 2 tan(phi/2) - phi at time t."""
+    sigma = path.sigma(t)
+    phi = math.atan2(sigma, scale * path.beta(t))
+    half = 0.5 * phi
+    sine, root = math.sin(half), math.tan(half)
+    third = 2.0 * (root - half)
+    if half < 0.03:
+        square = half * half
+        third = half * square * (2 / 3 + square * (4 / 15 + square * 34 / 315))
+    return sigma, 2.0 * sine * sine, root, third
 
 
-def euler_maruyama(
+def _newton(integrals: Weights, y: Sequence[float], order: int) -> Weights:
+    """Weights of D at the nodes y, newest first, in the integral of D's interpolant.
+
+    ``integrals`` are those of 1, y, y^2 over the step.
+    """
+    zeroth, first, second = integrals
+    if order == 1 or len(y) == 1:
+        return (zeroth,)
+    inverse = 1.0 / (y[0] - y[1])
+    linear = (first - y[0] * zeroth) * inverse
+    if order == 2 or len(y) == 2:
+        return zeroth + linear, -linear
+    before = 1.0 / (y[1] - y[2])
+    bend = (second - (y[0] + y[1]) * first + y[0] * y[1] * zeroth) / (y[0] - y[2])
+    return zeroth + linear + bend * inverse, -linear - bend * (inverse + before), bend * before
+
+
+def abm(path: Path, grid: Sequence[float], order: int = 2, scale: float = 1.0) -> Table:
+    """Exponential Adams-Bashforth-Moulton of order 2 or 3, one evaluation a step.
+
+    D is interpolated in the coordinate in which it moves in a straight line for Gaussian data of
+    standard deviation ``scale``. The best of these solvers at equal numbers of evaluations.
+    """
+    if order not in (2, 3):
+        raise UserError(f"abm has orders 2 and 3, got {order}")
+    if not 0.0 < scale < math.inf:
+        raise UserError(f"scale must be a positive number, got {scale}")
+    steps = intervals(grid)
+    rows: list[Step] = []
+    y: list[float] = []
+    integrals: Weights = ()
+    predicted: Weights = ()
+    beta = path.beta(grid[0])
+    sigma, level, root, third = _sine(path, grid[0], scale)
+    for _, u in steps:
+        y = [level, *y[: order - 1]]
+        corrections = _newton(integrals, y, order) if predicted else ()
+        taken_back = predicted
+        if u == 1.0:
+            a, integrals = 0.0, (path.beta(1.0), 0.0, 0.0)
+        else:
+            beta_u = path.beta(u)
+            sigma_u, level, root_u, third_u = _sine(path, u, scale)
+            a, unit = sigma_u / sigma, sigma_u / scale
+            integrals = beta_u - a * beta, unit * (root - root_u), unit * (third - third_u)
+            beta, sigma, root, third = beta_u, sigma_u, root_u, third_u
+        predicted = _newton(integrals, y, order)
+        b = list(predicted)
+        if a and taken_back:
+            b += [0.0] * (1 + len(taken_back) - len(b))
+            for j, weight in enumerate(corrections):
+                b[j] += a * weight
+            for j, weight in enumerate(taken_back):
+                b[j + 1] -= a * weight
+        rows.append((a, tuple(b), 0.0))
+    return one_stage(f"abm{order}", order, steps, rows)
+
+
+def predictor_corrector(
     path: Path,
     grid: Sequence[float],
-    noise: float = 1.0,
-    profile: str = "reverse",
-    denoise: bool = True,
+    predictor: str | Solver = "reverse_diffusion",
+    corrector: str = "langevin",
+    steps: int = 1,
+    ratio: float = 0.16,
 ) -> Table:
-    """Euler-Maruyama of dx = (b + eps s) dt + sqrt(2 eps) dW: weak order 1.
+    """Any solver with Langevin rows after each of its steps, see `correctors.corrected`.
 
-    Every eps_t >= 0 has the same marginals; ``noise`` scales one of three profiles, bounded at both
-    ends: "reverse" eps = sigma w / (beta + .01), the reverse SDE (on the linear path Proteina's
-    (1 - t) / (t + .01)), "sigma" eps = sigma, "constant" eps = 1. ``denoise`` = False replaces the
-    final jump by the method's own, noisy, row.
+    N steps of a one-evaluation predictor take N + (N - 1) ``steps`` evaluations on a grid to t = 1.
+
+    Args:
+        predictor: a name of `SOLVERS` or a solver.
+        corrector: a name of `correctors.CORRECTORS`.
+        steps: the corrector's rows a step.
+        ratio: r of the corrector's step 2 (r sigma)^2, in (0, 1).
     """
-    _nonnegative(noise=noise)
-    if profile not in PROFILES:
-        raise UserError(f"unknown noise profile {profile!r}; choose one of {', '.join(PROFILES)}")
-    steps = _steps(grid)
-    rows: list[tuple[float, Row, float]] = []
-    for t, u in steps:
-        if u == 1.0 and denoise:
-            rows.append(_jump(path))
-            continue
-        h, beta, sigma = u - t, path.beta(t), path.sigma(t)
-        eps = noise
-        if profile == "sigma":
-            eps *= sigma
-        elif profile == "reverse":
-            eps *= sigma * path.wronskian(t) / (beta + 0.01)
-        f, g = _flow(path, t)
-        pull = eps / (sigma * sigma)
-        rows.append((1.0 + h * (f - pull), (h * (g + pull * beta),), math.sqrt(2.0 * eps * h)))
-    return _one_stage("euler_maruyama", 1, steps, rows)
+    if corrector not in CORRECTORS:
+        raise UserError(f"unknown corrector {corrector!r}; choose one of {', '.join(CORRECTORS)}")
+    build = solver(predictor) if isinstance(predictor, str) else predictor
+    rows = partial(CORRECTORS[corrector], steps=steps, ratio=ratio)
+    return corrected(build(path, grid), path, rows)
 
 
 SOLVERS: dict[str, Callable[..., Table]] = {
     "euler": euler,
     "heun": heun,
+    "midpoint": midpoint,
+    "rk4": rk4,
     "ddim": ddim,
     "ddpm": partial(ddim, eta=1.0),
     "dpmpp1": partial(dpmpp, order=1),
     "dpmpp2": partial(dpmpp, order=2),
     "dpmpp3": partial(dpmpp, order=3),
+    "abm2": partial(abm, order=2),
+    "abm3": partial(abm, order=3),
     "euler_maruyama": euler_maruyama,
+    "reverse_diffusion": reverse_diffusion,
+    "ancestral": ancestral,
+    "s4": s4,
+    "predictor_corrector": predictor_corrector,
 }
 
 

@@ -54,6 +54,12 @@ class Space:
         """A standard normal of the space, shaped as ``like`` (B, ...); keyed by sample."""
         return self.project(keys.normal(stream, step, tuple(like.shape[1:]), like.dtype), mask)
 
+    def free_noise(
+        self, keys: Keys, stream: str, step: int, like: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """The normal behind ``noise``, before a constraint couples different entries."""
+        return self.noise(keys, stream, step, like, mask)
+
     def dof(self, mask: Tensor | None, x: Tensor) -> Tensor:
         """Degrees of freedom of each sample, float64 (B,)."""
         entries = self.entry_mask(mask, x)
@@ -77,6 +83,12 @@ class Centred(Space):
         x = x.masked_fill(~entries, 0)
         count = entries.to(x.dtype).sum(1, keepdim=True).clamp(min=1)
         return (x - x.sum(1, keepdim=True) / count) * entries
+
+    def free_noise(
+        self, keys: Keys, stream: str, step: int, like: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        eps = keys.normal(stream, step, tuple(like.shape[1:]), like.dtype)
+        return Space.project(self, eps, mask)
 
     def dof(self, mask: Tensor | None, x: Tensor) -> Tensor:
         entries = _trailing(mask, x.ndim) if mask is not None else x.new_ones((), dtype=torch.bool)

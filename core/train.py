@@ -9,7 +9,10 @@ generative modeling"; Campbell et al. 2024, "Generative flows on discrete state-
 
 Entries that count are the unmasked ones, for tokens those that are hidden as well, so padding never
 changes a loss, and a large sample weighs more than a small one. The error of a `Centred` part is a
-point's squared distance; that of other real parts is an entry's squared difference.
+point's squared distance, that of a part with a route of its own (rotations) what the route says,
+and that of other real parts an entry's squared difference.
+
+Laws of training times are in `core.times`; losses that go beyond matching in `core.regularise`.
 """
 
 from __future__ import annotations
@@ -20,10 +23,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from driftworks.core.ctmc import Masking
+from driftworks.core.paths import Path
 from driftworks.core.predict import as_denoised, per_sample
 from driftworks.core.process import Bridge, Part, Process, State
 from driftworks.core.spaces import Centred
+from driftworks.core.times import time_samples
 
 __all__ = ["Ema", "Loss", "matching_loss", "time_samples", "velocity_weight"]
 
@@ -49,18 +53,12 @@ def _wide(prediction: Tensor) -> Tensor:
     return prediction.to(torch.promote_types(prediction.dtype, torch.float32))
 
 
-def _token_error(
-    logits: Tensor, data: Tensor, hidden: Tensor, entries: Tensor | None, visible_weight: float
-) -> Tensor:
+def _token_error(logits: Tensor, data: Tensor) -> Tensor:
+    """Cross-entropy of every token, of the shape of ``data``."""
     logits = _wide(logits)
-    error = nn.functional.cross_entropy(
+    return nn.functional.cross_entropy(
         logits.reshape(-1, logits.shape[-1]), data.reshape(-1), reduction="none"
     ).view(data.shape)
-    loss = _entry_mean(error, hidden)
-    if visible_weight:
-        seen = ~hidden if entries is None else entries & ~hidden
-        loss = loss + visible_weight * _entry_mean(error, seen)
-    return loss
 
 
 def velocity_weight(part: Part, t: Tensor, cap: float) -> Tensor:
@@ -69,7 +67,7 @@ def velocity_weight(part: Part, t: Tensor, cap: float) -> Tensor:
     The velocity is (w / sigma)(D - x) plus terms in x alone, w being the path's Wronskian; near the
     data the factor diverges, and a cap keeps the last instants from taking over.
     """
-    assert not isinstance(part.path, Masking)
+    assert isinstance(part.path, Path)
     factor = part.path.wronskian(t) / part.path.sigma(t)
     return factor.square().clamp(max=cap).to(torch.float32)
 
@@ -80,18 +78,24 @@ def _real_error(
     data: Tensor,
     x_t: Tensor,
     t: Tensor,
-    entries: Tensor | None,
+    mask: Tensor | None,
     cap: float | None,
-) -> Tensor:
-    assert not isinstance(part.path, Masking)
+) -> tuple[Tensor, Tensor | None]:
+    """The squared error of every entry, and the entries that count."""
+    if not isinstance(part.path, Path):
+        error: Tensor = part.path.error(  # type: ignore[attr-defined]
+            part.space, predicted, data, x_t, t, mask, part.predicts, cap
+        )
+        return error, part.space.entry_mask(mask, error)
     denoised = as_denoised(part.path, _wide(predicted), x_t, t, part.predicts)
     error = (denoised - data).square()
     if cap is not None:
         error = error * per_sample(velocity_weight(part, t, cap), error)
+    entries = part.space.entry_mask(mask, data)
     if isinstance(part.space, Centred):
         error = error.sum(-1)
         entries = None if entries is None else entries[..., 0]
-    return _entry_mean(error, entries)
+    return error, entries
 
 
 def matching_loss(
@@ -101,6 +105,7 @@ def matching_loss(
     weights: Mapping[str, float] | None = None,
     velocity_cap: float | None = None,
     visible_weight: float = 0.0,
+    importance: Tensor | None = None,
 ) -> Loss:
     """The matching loss of one prediction on a bridge.
 
@@ -108,7 +113,9 @@ def matching_loss(
     continuous parts is that of the velocity, its time factor capped there (`velocity_weight`);
     without it, that of the denoised state. ``visible_weight`` adds the cross-entropy of tokens that
     are already shown, times this factor: a network that is asked about them learns to see mistakes,
-    which re-masking samplers then repair.
+    which re-masking samplers then repair. ``importance`` (B,) multiplies the errors of each sample:
+    with `times.time_weight` the loss is the one of uniform times, whatever law the times came from
+    (for tokens up to the count of hidden ones that the mean divides by, which depends on time).
 
     Raises ValueError when the prediction lacks a part or a weight names one that is not there.
     """
@@ -118,32 +125,33 @@ def matching_loss(
     if not weights.keys() <= process.parts.keys():
         unknown = ", ".join(sorted(weights.keys() - process.parts.keys()))
         raise ValueError(f"weights for unknown parts {unknown}; parts: {', '.join(process.parts)}")
+
+    def mean(error: Tensor, entries: Tensor | None) -> Tensor:
+        if importance is not None:
+            error = error * per_sample(importance, error)
+        return _entry_mean(error, entries)
+
     losses = {}
     for name, part in process.items():
-        entries = part.space.entry_mask(process.mask_of(name, bridge.mask), data[name])
+        mask = process.mask_of(name, bridge.mask)
         if part.space.discrete:
-            losses[name] = _token_error(
-                predicted[name], data[name], bridge.hidden[name], entries, visible_weight
-            )
+            hidden, error = bridge.hidden[name], _token_error(predicted[name], data[name])
+            losses[name] = mean(error, hidden)
+            if visible_weight:
+                entries = part.space.entry_mask(mask, data[name])
+                seen = ~hidden if entries is None else entries & ~hidden
+                losses[name] = losses[name] + visible_weight * mean(error, seen)
         else:
-            losses[name] = _real_error(
-                part, predicted[name], data[name], x_t[name], bridge.t, entries, velocity_cap
+            losses[name] = mean(
+                *_real_error(
+                    part, predicted[name], data[name], x_t[name], bridge.t, mask, velocity_cap
+                )
             )
     total = sum(
         (weights.get(name, 1.0) * loss for name, loss in losses.items()),
         start=torch.zeros((), device=bridge.t.device),
     )
     return Loss(total, {name: loss.detach() for name, loss in losses.items()})
-
-
-def time_samples(uniform: Tensor, late: float = 0.5) -> Tensor:
-    """Training times (B,) from uniforms (B, 2): a share ``late`` follows Beta(2, 1), the rest U.
-
-    Late times decide whether a structure is valid, early ones what it is; Beta(2, 1) = sqrt(U).
-    Times after 0.9995, where nothing is left to learn, are moved there.
-    """
-    u, coin = uniform[:, 0], uniform[:, 1]
-    return torch.where(coin < late, u.sqrt(), u).clamp(max=0.9995)
 
 
 class Ema:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from driftworks.molgen.bootstrap import Statistic
+from driftworks.core.bootstrap import Statistic
 from driftworks.molgen.molecule import Molecules
 from driftworks.molgen.validity import MAX_RINGS
 

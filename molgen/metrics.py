@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from driftworks.core.bootstrap import Figure, Statistic, estimate, mean, ratio
 from driftworks.errors import UserError
-from driftworks.molgen.bootstrap import Figure, Statistic, estimate, mean, ratio
 from driftworks.molgen.divergence import batches, divergences
 from driftworks.molgen.library import Library
 from driftworks.molgen.molecule import Molecules

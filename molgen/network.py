@@ -22,12 +22,13 @@ Hinton 2023).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+
+from driftworks.core.even import SiLU, even, silu
 
 __all__ = ["Layer", "MoleculeNet", "NetConfig", "RadialBasis", "build"]
 
@@ -61,34 +62,7 @@ class RadialBasis(nn.Module):
         self.gamma = 0.5 * ((count - 1) / cutoff) ** 2
 
     def forward(self, distance: Tensor) -> Tensor:
-        return _even(torch.exp, -self.gamma * (distance.unsqueeze(-1) - self.centres).square())
-
-
-def _even(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """An elementwise function whose last bit depends on the element alone.
-
-    On a CPU full SIMD vectors take one routine and the remainder at the end of a tensor another,
-    which may round differently: a molecule's numbers would depend on how many stand behind it in
-    the batch. Sampling pads to whole vectors, so they do not; training does not need it.
-    """
-    if x.device.type != "cpu" or torch.is_grad_enabled():
-        return function(x)
-    spare = -x.numel() % 64
-    if spare == 0:
-        return function(x.contiguous())
-    padded = nn.functional.pad(x.reshape(-1), (0, spare))
-    return function(padded)[: x.numel()].view(x.shape)
-
-
-def _silu(x: Tensor) -> Tensor:
-    return _even(nn.functional.silu, x)
-
-
-class _SiLU(nn.Module):
-    """SiLU by `_even`, for use inside nn.Sequential."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _silu(x)
+        return even(torch.exp, -self.gamma * (distance.unsqueeze(-1) - self.centres).square())
 
 
 def _zeroed(layer: nn.Linear) -> nn.Linear:
@@ -139,7 +113,7 @@ class Layer(nn.Module):
         difference = x.unsqueeze(2) - x.unsqueeze(1)
         distance = (difference.square().sum(-1) + 1e-6).sqrt()
         pair = self.pair_norm(e) + self.pair_radial(self.radial(distance).to(e.dtype))
-        active = _silu(pair)
+        active = silu(pair)
         bias, gate, near, far = self.pair_heads(active).permute(0, 3, 1, 2).chunk(4, 1)
 
         q, k, value = (
@@ -149,7 +123,7 @@ class Layer(nn.Module):
         )
         logits = q @ k.transpose(-1, -2) * (d // self.heads) ** -0.5 + bias
         weight = (logits.to(x.dtype) + key_bias).softmax(-1)
-        gated = weight * _even(torch.sigmoid, gate.to(x.dtype))
+        gated = weight * even(torch.sigmoid, gate.to(x.dtype))
 
         carrying = torch.cat((value, v.permute(0, 3, 1, 2).to(value.dtype)), -1)
         mixed = gated.to(value.dtype) @ carrying
@@ -170,15 +144,15 @@ class Layer(nn.Module):
 
         h = h + self.merge(torch.cat((message, from_pairs, length.to(message.dtype)), -1))
         inner = torch.cat((self.norm2(h) * (1 + scale2) + shift2, length), -1)
-        update = self.contract(_silu(self.expand(inner)))
+        update = self.contract(silu(self.expand(inner)))
         h = h + update[..., :d]
-        v = v * _even(torch.sigmoid, update[..., d:].to(x.dtype) + 1).unsqueeze(-2)
+        v = v * even(torch.sigmoid, update[..., d:].to(x.dtype) + 1).unsqueeze(-2)
         v = v / (1 + 0.1 * length.mean(-1)[..., None, None])
 
         x = x + (v * self.move).sum(-1)
         plus, times = self.pair_nodes(h).chunk(2, -1)
         joined = plus.unsqueeze(1) + plus.unsqueeze(2) + times.unsqueeze(1) * times.unsqueeze(2)
-        e = e + self.pair_out(_silu(self.pair_in(pair) + joined))
+        e = e + self.pair_out(silu(self.pair_in(pair) + joined))
         return h, v, e, x
 
 
@@ -210,7 +184,7 @@ class MoleculeNet(nn.Module):
         self.count = nn.Embedding(MAX_ATOMS, d)
         frequencies = torch.exp(torch.linspace(0.0, 6.0, 16))
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self.time = nn.Sequential(nn.Linear(32, d), _SiLU(), nn.Linear(d, d))
+        self.time = nn.Sequential(nn.Linear(32, d), SiLU(), nn.Linear(d, d))
 
         # A property enters as features of its z-score through its own first layer, or as its own
         # learned null vector when it is not asked for.
@@ -219,7 +193,7 @@ class MoleculeNet(nn.Module):
         self.value = nn.Parameter(torch.randn(n_property, 9, d // 2) / 3)
         self.value_out = nn.Linear(d // 2, d, bias=False)
         self.absent = nn.Parameter(torch.randn(n_property, d) * 0.02)
-        self.condition = nn.Sequential(_SiLU(), nn.Linear(d, d), _SiLU())
+        self.condition = nn.Sequential(SiLU(), nn.Linear(d, d), SiLU())
 
         self.radial = RadialBasis(config.radial)
         self.previous_nodes = nn.Linear(self.n_atom + self.n_charge, d, bias=False)
@@ -230,10 +204,10 @@ class MoleculeNet(nn.Module):
             Layer(d, d_e, config.heads, config.radial) for _ in range(config.layers)
         )
         self.node_head = nn.Sequential(
-            nn.LayerNorm(d), nn.Linear(d, d), _SiLU(), nn.Linear(d, self.n_atom + self.n_charge)
+            nn.LayerNorm(d), nn.Linear(d, d), SiLU(), nn.Linear(d, self.n_atom + self.n_charge)
         )
         self.pair_head = nn.Sequential(
-            nn.LayerNorm(d_e), nn.Linear(d_e, d_e), _SiLU(), nn.Linear(d_e, self.n_bond)
+            nn.LayerNorm(d_e), nn.Linear(d_e, d_e), SiLU(), nn.Linear(d_e, self.n_bond)
         )
 
     def embed_targets(self, cond: Tensor) -> Tensor:
@@ -241,9 +215,9 @@ class MoleculeNet(nn.Module):
         given = ~cond.isnan()
         z = ((cond.nan_to_num() - self.property_mean) / self.property_std).clamp(-8, 8)
         angle = z.unsqueeze(-1) * z.new_tensor([0.5, 1.0, 2.0, 4.0])
-        waves = _even(torch.sin, angle), _even(torch.cos, angle)
+        waves = even(torch.sin, angle), even(torch.cos, angle)
         features = torch.cat((z.unsqueeze(-1), *waves), -1)
-        hidden = _silu(torch.einsum("bpf,pfd->bpd", features, self.value))
+        hidden = silu(torch.einsum("bpf,pfd->bpd", features, self.value))
         value = self.value_out(hidden).to(self.absent.dtype)
         return torch.where(given.unsqueeze(-1), value, self.absent).sum(1)
 
@@ -260,7 +234,7 @@ class MoleculeNet(nn.Module):
             cond = pos.new_full((b, len(self.config.properties)), torch.nan)
         angle = t[:, None] * self.frequencies
         summary = (
-            self.time(torch.cat((_even(torch.sin, angle), _even(torch.cos, angle)), -1))
+            self.time(torch.cat((even(torch.sin, angle), even(torch.cos, angle)), -1))
             + self.count(mask.sum(-1))
             + self.embed_targets(cond)
         )

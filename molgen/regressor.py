@@ -183,8 +183,8 @@ def load_regressor(
 
     Raises `UserError` when there is none and for a damaged checkpoint.
     """
-    from driftworks.molgen.train import pick_device
-    from driftworks.molgen.zoo import weights_folder
+    from driftworks.core.run import pick_device
+    from driftworks.core.shelf import weights_folder
 
     folder = weights_folder() / name
     if not (folder / "model.json").is_file():

@@ -11,8 +11,7 @@ library does not change with the batch size, and can be drawn in pieces with ``f
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from driftworks.core import checkpoint
+from driftworks.core import shelf
 from driftworks.core.keys import Keys
+from driftworks.core.run import pick_device
+from driftworks.core.workers import each_on_one_thread
+from driftworks.data.progress import progress_bar
 from driftworks.errors import UserError
 from driftworks.molgen.library import Library
 from driftworks.molgen.molecule import Molecules
@@ -34,30 +36,13 @@ __all__ = ["FALLBACK", "Model", "available", "load"]
 
 Atoms = int | tuple[int, int] | np.ndarray | None
 _Drawn = tuple[Molecules, Tensor]
-WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 _STATISTICS = ("sizes", "share", "mean", "covariance", "ranges")  # of `train.size_statistics`
 FALLBACK = {"qm9": "qm9-small"}  # the model that stands in when the named one is not shipped
 
 
-def weights_folder() -> Path:
-    """Where shipped checkpoints lie."""
-    return WEIGHTS
-
-
-def available(kind: str = "molgen") -> dict[str, Path]:
-    """Names and folders of the shipped checkpoints of a kind; those with unreadable JSON are not
-    among them, and `load` says what is wrong with one."""
-    import json
-
-    found = {}
-    for path in sorted(weights_folder().glob("*/model.json")):
-        try:
-            meta = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue
-        if isinstance(meta, dict) and meta.get("kind") == kind:
-            found[path.parent.name] = path.parent
-    return found
+def available() -> dict[str, Path]:
+    """Names and folders of the shipped molecule models."""
+    return shelf.available("molgen")
 
 
 def load(name: str | os.PathLike[str] = "qm9", device: str = "auto") -> Model:
@@ -66,23 +51,8 @@ def load(name: str | os.PathLike[str] = "qm9", device: str = "auto") -> Model:
     ``"qm9"`` falls back to ``"qm9-small"`` where the large model is not shipped. Raises `UserError`
     for an unknown name and for a damaged checkpoint.
     """
-    from driftworks.molgen.train import pick_device
-
-    shipped = available()
-    chosen = str(name)
-    if chosen not in shipped and chosen in FALLBACK:
-        chosen = FALLBACK[chosen]
-    folder = weights_folder() / chosen
-    if not (folder / "model.json").is_file():
-        folder = Path(name)
-    if not (folder / "model.json").is_file():
-        choices = ", ".join(sorted({*shipped, *FALLBACK})) or "none is shipped"
-        raise UserError(f"no model {str(name)!r}: neither a shipped one ({choices}) nor a folder "
-                        "with model.json")
-    tensors, meta = checkpoint.load(folder)
-    if meta.get("kind") != "molgen":
-        raise UserError(f"{folder} holds a {meta.get('kind')!r} checkpoint, not a molgen one")
-    return Model(folder.name, tensors, meta, pick_device(device))
+    title, tensors, meta = shelf.fetch(name, "molgen", FALLBACK)
+    return Model(title, tensors, meta, pick_device(device))
 
 
 class Model:
@@ -192,14 +162,16 @@ class Model:
         parts: list[Molecules] = []
         order: list[int] = []
         lost = 0
-        with _Bar(progress, n) as bar:
+        done = 0
+        with progress_bar("molecules", n, show=progress) as update:
             for rows, (molecules, finite) in zip(
-                batches, _map(draw, batches, self.device), strict=True
+                batches, each_on_one_thread(draw, batches, self.device), strict=True
             ):
                 lost += int((~finite).sum())
                 parts.append(molecules)
                 order += rows[finite.numpy()].tolist()
-                bar.advance(len(rows))
+                done += len(rows)
+                update(done, n)
         rank = np.argsort(order, kind="stable")
         index = np.asarray(order, dtype=np.int64)[rank]
         return Library(
@@ -289,59 +261,5 @@ class Model:
         return load_regressor(str(self.device)).predict(library)
 
 
-def _map(draw: Callable[[np.ndarray], _Drawn], batches: list[np.ndarray], device: torch.device,
-         ) -> Iterator[_Drawn]:
-    """``draw`` over batches, in order: one batch a core on a CPU, one after another on a GPU.
-
-    Every batch is computed by a single thread: that is faster for small tensors than several
-    threads on one batch, and it keeps ATen from cutting tensors at places that depend on the
-    number of cores, after which the last bits would differ from machine to machine.
-    """
-    if device.type != "cpu":
-        yield from map(draw, batches)
-        return
-    cores = torch.get_num_threads()
-    pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield from pool.map(draw, batches)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(cores)
-
-
 def _uniform(keys: Keys, stream: str) -> np.ndarray:
     return keys.uniform(stream, 0, (), torch.float64).numpy()
-
-
-class _Bar:
-    """A progress bar over molecules on standard error, or nothing."""
-
-    def __init__(self, show: bool, total: int):
-        self.show, self.total = show, total
-
-    def __enter__(self) -> _Bar:
-        if self.show:
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeRemainingColumn,
-            )
-
-            self.bar = Progress(
-                TextColumn("molecules"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
-            self.bar.start()
-            self.task = self.bar.add_task("", total=self.total)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.show:
-            self.bar.stop()
-
-    def advance(self, count: int) -> None:
-        if self.show:
-            self.bar.advance(self.task, count)

@@ -62,7 +62,7 @@ def test_a_top_level_folder_cannot_be_imported_under_its_bare_name(root: Path, n
     assert last.startswith("ImportError") and f"driftworks.{name}" in last
 
 
-@pytest.mark.parametrize("name", ["graphgen", "protein", "shapes"])
+@pytest.mark.parametrize("name", ["protein", "shapes"])
 def test_the_reserved_packages_import_and_promise_nothing(name: str) -> None:
     code = f"import driftworks.{name} as m; print(m.__all__, 'nothing is' in m.__doc__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -280,3 +280,10 @@ def test_a_failed_install_is_tried_again(root: Path, tmp_path: Path) -> None:
     for _ in range(2):
         assert _make(tmp_path, "venv").returncode != 0
         assert not (tmp_path / ".venv" / ".ready").exists()
+
+
+def test_the_pages_of_the_core_say_what_its_files_say(root):
+    done = subprocess.run(
+        [sys.executable, "docs/build.py", "--check"], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -22,7 +22,7 @@ import argparse
 import numpy as np
 
 from driftworks import data, molgen
-from driftworks.molgen.bootstrap import Figure, estimate, ratio
+from driftworks.core.bootstrap import Figure, estimate, ratio
 from driftworks.molgen.targets import UNITS
 
 

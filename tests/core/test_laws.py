@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
+import random
 
 import pytest
 import torch
 
-from driftworks.core.laws import Gaussian, Mixture, Oracle, w2
+from driftworks.core.laws import Gaussian, Mixture, Oracle, table_law, w2
 from driftworks.core.paths import Path
 from driftworks.core.predict import PARAMETRISATIONS
+from driftworks.core.tables import Table
 from driftworks.errors import UserError
 
 PATHS = {
@@ -365,3 +368,94 @@ def test_impossible_laws_are_refused_with_the_reason(build, message):
 def test_a_mean_that_does_not_fit_the_entries_is_refused():
     with pytest.raises(ValueError, match=r"mean \(3,\) does not fit x \(4, 1\)"):
         Gaussian(torch.zeros(3), 1.0).score(torch.zeros(4, 1))
+
+
+def random_table(seed, shapes):
+    """Five rows that use every field; coefficients are numbers or, in turn, of the given shapes."""
+    generator = random.Random(seed)
+
+    def weight():
+        shape = generator.choice([None, *shapes])
+        number = generator.uniform(-0.8, 0.8)
+        if shape is None:
+            return number
+        numbers = [generator.uniform(-0.8, 0.8) for _ in range(math.prod(shape))]
+        return tensor(numbers).reshape(shape)
+
+    rows = range(5)
+    a = tuple(tuple(weight() for _ in range(min(k + 1, 3))) for k in rows)
+    b = tuple(tuple(weight() for _ in range(min(k + 1, generator.choice([1, 2, 4])))) for k in rows)
+    c, times = tuple(weight() for _ in rows), (0.1, 0.3, 0.3, 0.6, 0.8)
+    d = (0.0, *[generator.uniform(-0.8, 0.8) for _ in range(4)])
+    return Table("random", 0, times, (0.3, 0.3, 0.6, 0.8, 0.9), a, b, c, d)
+
+
+def literally(table, oracle, x, noise, shape):
+    """The states after each row for one entry of ``shape``, row by row as `Table` defines it."""
+
+    def times(weight, value):
+        if not isinstance(weight, torch.Tensor):
+            return weight * value
+        return weight.reshape(weight.shape[1:] + (1,) * (len(shape) + 1 - weight.ndim)) * value
+
+    states, answers = [x], []
+    for k, t in enumerate(table.times):
+        answers.append(oracle.denoised(states[k].flatten()[None], t).reshape(shape))
+        new = times(table.c[k], noise[k]) + (table.d[k] * noise[k - 1] if k else 0.0)
+        new = new + sum(times(w, states[k - j]) for j, w in enumerate(table.a[k]))
+        new = new + sum(times(w, answers[k - j]) for j, w in enumerate(table.b[k]))
+        states.append(new)
+    return torch.stack(states[1:])
+
+
+@pytest.mark.parametrize(
+    ("shape", "shapes"),
+    [((1,), []), ((3,), []), ((3,), [(1, 3), (1, 1)]), ((2, 3), [(1, 2), (1, 2, 1), (1, 1, 3)])],
+)
+def test_the_law_of_a_table_is_that_of_its_rows_carried_out_literally(shape, shapes):
+    seed = int.from_bytes(os.urandom(4))
+    print(f"seed {seed}")
+    generator, size = torch.Generator().manual_seed(seed), math.prod(shape)
+    factor = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    mean = torch.randn(size, generator=generator, dtype=torch.float64)
+    path, table = Path.cosine(), random_table(seed, shapes)
+    oracle = Gaussian(mean, factor @ factor.T).on(path)
+    start = Gaussian(-mean, torch.eye(size) + factor @ factor.T)
+    laws = table_law(table, oracle, start)
+
+    zero, still = torch.zeros(shape).double(), torch.zeros(len(table), *shape).double()
+
+    def run(x, noise):
+        return literally(table, oracle, x, noise, shape).flatten(1)
+
+    means = run(start.mean.reshape(shape), still)
+    of_x, of_noise = torch.autograd.functional.jacobian(run, (zero, still))
+    of_x, of_noise = of_x.flatten(2), of_noise.flatten(2)
+    covs = of_x @ start.matrix(size) @ of_x.mT + of_noise @ of_noise.mT
+    for law, wanted, cov in zip(laws, means, covs, strict=True):
+        torch.testing.assert_close(law.mean, wanted, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(law.matrix(size), cov, rtol=1e-9, atol=1e-9)
+
+
+def test_coefficients_per_entry_spread_a_law_of_plain_numbers_over_entries():
+    levels = tensor([[0.3, 0.5]])
+    table = Table("two", 1, (0.5,), (0.6,), ((0.2,),), ((0.1,),), (levels,))
+    oracle, start = Gaussian(1.0, 0.25).on(Path.linear()), Gaussian(0.0, 1.0)
+    (law,) = table_law(table, oracle, start)
+    for k, level in enumerate((0.3, 0.5)):
+        alone = Table("one", 1, (0.5,), (0.6,), ((0.2,),), ((0.1,),), (level,))
+        (wanted,) = table_law(alone, oracle, start)
+        assert law.matrix(2)[k, k].item() == pytest.approx(wanted.matrix(1).item(), rel=1e-12)
+        assert law.mean[k].item() == pytest.approx(wanted.mean.item(), rel=1e-12)
+
+
+def test_a_table_whose_coefficients_do_not_fit_the_law_is_refused():
+    def table(shape):
+        return Table("odd", 1, (0.5,), (0.6,), ((0.2,),), ((0.1,),), (torch.ones(shape),))
+
+    with pytest.raises(UserError, match=r"that of one entry, its weights must be \(1, ...\)"):
+        table_law(table((2, 3)), Gaussian(0.0, 1.0).on(Path.linear()))
+    with pytest.raises(UserError, match=r"weights of entries \(3,\) do not fit a law of 2 numbers"):
+        table_law(table((1, 3)), CORRELATED.on(Path.linear()))
+    with pytest.raises(UserError, match=r"weights of entries \(3,\) do not fit the law"):
+        table_law(table((1, 3)), Gaussian([0.0, 1.0], [1.0, 2.0]).on(Path.linear()))

@@ -95,7 +95,7 @@ def test_padding_never_changes_a_sample(solver):
 def test_noise_drawn_ahead_is_the_noise_of_each_row(monkeypatch):
     draw = partial(sample, entrywise, MOLECULE, KEYS, molecule_shape(4), solver="ddpm", steps=9)
     ahead = draw(remask=3.0).x
-    monkeypatch.setattr(sys.modules["driftworks.core.sample"], "_STRETCH", 1)
+    monkeypatch.setattr(sys.modules["driftworks.core.movers"], "_STRETCH", 1)
     one_by_one = draw(remask=3.0).x
     assert all(torch.equal(ahead[name], one_by_one[name]) for name in ahead)
 
@@ -410,8 +410,8 @@ def test_the_global_generator_is_left_alone():
 
 
 def test_settings_that_do_not_fit_are_refused():
-    with pytest.raises(UserError, match="unknown solver 'rk4'"):
-        sample(halve, PLAIN, KEYS, (4,), solver="rk4")
+    with pytest.raises(UserError, match="unknown solver 'rk5'"):
+        sample(halve, PLAIN, KEYS, (4,), solver="rk5")
     with pytest.raises(UserError, match="no solver for part 'couplings'; given for positions"):
         sample(
             entrywise, MOLECULE, KEYS, molecule_shape(4), solver={"positions": "euler"}

@@ -8,13 +8,16 @@ import pytest
 import torch
 from scipy import stats
 
+from driftworks.core import so3
 from driftworks.core.ctmc import Masking
+from driftworks.core.frames import Geodesic, Rotations
 from driftworks.core.keys import Keys
 from driftworks.core.laws import Gaussian
 from driftworks.core.paths import Path
 from driftworks.core.predict import PARAMETRISATIONS, from_pair, weights
 from driftworks.core.process import Bridge, Part, Process
 from driftworks.core.spaces import Centred, Flat, PairTokens, Symmetric, Tokens
+from driftworks.core.times import Beta, Uniform, time_weight
 from driftworks.core.train import Ema, matching_loss, time_samples, velocity_weight
 
 PATHS = {
@@ -213,6 +216,63 @@ def test_a_class_forbidden_where_nothing_is_asked_costs_nothing():
     loss.total.backward()
     assert loss.total.item() == pytest.approx(math.log(4))
     assert logits.grad.isfinite().all() and (logits.grad[0, 1:] == 0).all()
+
+
+def test_importance_multiplies_the_errors_of_a_sample():
+    prediction, bridge = example()
+    weights = torch.tensor([0.5, 3.0, 0.0], dtype=torch.float64)
+    for settings in ({}, {"velocity_cap": 10.0, "visible_weight": 0.5}):
+        found = matching_loss(prediction, MOLECULE, bridge, importance=weights, **settings)
+        # the loss is linear in the weights, so those of one sample at a time add up
+        ones = torch.eye(3, dtype=torch.float64)
+        alone = [
+            matching_loss(prediction, MOLECULE, bridge, importance=one, **settings) for one in ones
+        ]
+        plain = matching_loss(prediction, MOLECULE, bridge, **settings)
+        for name, value in found.parts.items():
+            shares = torch.stack([loss.parts[name] for loss in alone])
+            torch.testing.assert_close(value, (shares * weights).sum(), rtol=1e-10, atol=0)
+            torch.testing.assert_close(plain.parts[name], shares.sum(), rtol=1e-10, atol=0)
+            assert shares[0] > 0
+
+
+def test_importance_makes_the_loss_independent_of_the_law_of_times():
+    """Of the exact denoiser: E_p[risk / p] is the integral of the Bayes risk over all times."""
+    path = Path.cosine()
+    grid = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+    wanted = bayes_risk(path, grid).mean().item()
+    keys = Keys.for_samples(2, range(40_000))
+    for law in (Uniform(), Beta(1.6, 1.0), Beta(1.0, 1.5)):
+        t = law.sample(keys, group=50)
+        process, bridge = gaussian_bridge(path, t, 40_000)
+        denoised = Gaussian(MEAN, VARIANCE).on(path)(bridge.x_t, t)
+        weight = time_weight(t, law)
+        loss = matching_loss(denoised, process, bridge, importance=weight).total.item()
+        each = (denoised - bridge.x_1).square().mean(1) * weight
+        assert abs(loss - wanted) < 4.5 * each.std().item() / math.sqrt(len(t))
+        plain = matching_loss(denoised, process, bridge).total.item()
+        assert law == Uniform() or abs(plain / wanted - 1) > 0.03
+
+
+def test_rotations_have_the_error_of_their_route():
+    process = Process({
+        "turn": Part(Rotations(), Geodesic()), "pos": Part(Centred(), Path.linear()),
+    })
+    keys, mask = Keys.for_samples(0, range(3)), torch.arange(5) < COUNTS.unsqueeze(1)
+    like = torch.empty(3, 5, 3, 3, dtype=torch.float64)
+    turns = [Rotations().noise(keys, f"test{k}", 0, like, mask) for k in range(2)]
+    data = {"turn": turns[0], "pos": Centred().project(normal(3, 5, 3), mask)}
+    bridge = process.bridge(data, TIMES, keys, mask)
+    loss = matching_loss({"turn": turns[1], "pos": data["pos"]}, process, bridge)
+    x_t, total = bridge.x_t["turn"], 0.0
+    for b, n in enumerate(COUNTS.tolist()):
+        for i in range(n):
+            ways = [so3.log(x_t[b, i].T @ turn[b, i]) for turn in turns]
+            total += (ways[0] - ways[1]).square().sum().item()
+    assert loss.parts["turn"].item() == pytest.approx(total / COUNTS.sum().item(), rel=1e-9)
+    assert loss.parts["pos"].item() == 0.0
+    exact = matching_loss(data, process, bridge, velocity_cap=5.0)
+    assert exact.total.item() < 1e-20
 
 
 MEAN, VARIANCE = 1.0, 0.25

@@ -95,10 +95,10 @@ def test_targets_are_hidden_with_the_stated_probabilities():
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(table):
-    from driftworks.molgen.train import _Run
+    from driftworks.molgen.train import new_run
 
     batches = Batches(table, molecular_process(config().net), config())
-    run = _Run(config(), batches, torch.device("cpu"))
+    run = new_run(config(), batches, torch.device("cpu"))
     run.update(sum(p.square().sum() for p in run.parameters))
     before = [p.detach().clone() for p in run.parameters]
     run.update(sum(p.sum() for p in run.parameters) * float("nan"))
@@ -116,10 +116,10 @@ def test_a_run_without_a_self_conditioned_step_can_be_resumed(table, tmp_path):
 
 
 def test_divergence_is_an_error_also_without_progress(table):
-    from driftworks.molgen.train import _Run
+    from driftworks.molgen.train import new_run
 
     batches = Batches(table, molecular_process(config().net), config())
-    run = _Run(config(), batches, torch.device("cpu"))
+    run = new_run(config(), batches, torch.device("cpu"))
     run.step = 1000
     run.skipped += 99
     run.check()
@@ -130,12 +130,11 @@ def test_divergence_is_an_error_also_without_progress(table):
 
 def test_the_quality_figure_survives_samples_that_blow_up(table, monkeypatch):
     from driftworks.molgen import sample
-    from driftworks.molgen.train import _Run, size_statistics
-    from driftworks.molgen.train_progress import Progress
+    from driftworks.molgen.train import new_run, size_statistics, strict_share
 
     process = molecular_process(config().net)
     batches = Batches(table, process, config())
-    run = _Run(config(), batches, torch.device("cpu"))
+    run = new_run(config(), batches, torch.device("cpu"))
     statistics = size_statistics(batches.counts, batches.properties, config().net.properties)
 
     def broken(net, process, keys, mask, steps):
@@ -145,7 +144,7 @@ def test_the_quality_figure_survives_samples_that_blow_up(table, monkeypatch):
         return state, torch.zeros(len(mask), dtype=torch.bool)
 
     monkeypatch.setattr(sample, "generate", broken)
-    assert Progress(config(), enabled=True)._strict(run, process, statistics) == 0.0
+    assert strict_share(run, config(), process, statistics) == 0.0
 
 
 def test_a_torn_state_falls_back_to_the_one_before(table, tmp_path):

@@ -195,7 +195,7 @@ def test_a_checkpoint_that_lacks_a_key_is_refused_by_its_name(folder, tmp_path, 
 
 
 def test_a_torn_shipped_checkpoint_harms_only_itself(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("driftworks.molgen.zoo.WEIGHTS", tmp_path)
+    monkeypatch.setattr("driftworks.core.shelf.WEIGHTS", tmp_path)
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn/model.json").write_text('{"kind": "mol')
     assert molgen.available() == {}

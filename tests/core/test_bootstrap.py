@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from driftworks.molgen.bootstrap import Statistic, estimate, mean, ratio
+from driftworks.core.bootstrap import Statistic, estimate, mean, ratio
 from driftworks.molgen.divergence import jensen_shannon
 
 

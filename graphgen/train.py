@@ -1,0 +1,280 @@
+r"""Training a graph model: cross-entropy of the clean classes, on batches of one size of graph.
+
+At a time t, uniform on [0, 1], the network sees a noisy graph and is asked for every entry's clean
+class; its answers at all t are what the discrete flow and the system of SDEs sample with. The loss
+is the mean cross-entropy of nodes plus ``edge_weight`` times that of pairs, each over the entries
+of the batch that exist, plus the squared error of continuous attributes (the endpoint objective of
+Eijkelboom et al. 2024, "Variational flow matching for graph generation").
+
+Graphs are sorted into buckets of similar size; a step draws a bucket in proportion to its graphs
+and as many graphs as fit ``pairs`` matrix entries, all from keys of (seed, step). Order of nodes
+does not matter: the network does not see it.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from driftworks.core import checkpoint
+from driftworks.core.keys import Keys
+from driftworks.core.process import Bridge, Process
+from driftworks.core.run import Count, Fraction, Positive, Recipe, Run, open_folder, pick_device
+from driftworks.core.watch import Watch
+from driftworks.errors import UserError
+from driftworks.graphgen.network import GraphNet, NetConfig, build
+from driftworks.graphgen.process import GraphModel, encode, graph_process
+
+if TYPE_CHECKING:
+    from driftworks.graphgen.graph import Graphs
+
+__all__ = ["PRESETS", "TrainConfig", "describe", "train"]
+
+
+class TrainConfig(Recipe):
+    """Everything that decides a training run (see `core.run`); saved inside the checkpoint.
+
+    ``batch`` graphs a step, fewer where they have more than ``pairs`` matrix entries together.
+    """
+
+    net: NetConfig = NetConfig()
+    learning_rate: Positive = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    warmup: Count = 200
+    constant: Fraction = 0.3
+    edge_weight: Positive = 5.0
+    value_weight: Positive = 1.0
+    unconditional: Fraction = 0.15
+    pairs: Count = 64 * 64 * 32
+
+
+#: Sizes of network and batch by name: for a laptop, and for a GPU.
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": {"net": {"width": 64, "pair_width": 32, "heads": 4, "layers": 5}},
+    "base": {
+        "net": {"width": 128, "pair_width": 64, "heads": 8, "layers": 8},
+        "batch": 256, "pairs": 64 * 64 * 256, "learning_rate": 1e-3, "precision": "bfloat16",
+        "compile": True,
+    },
+}
+
+
+def describe(graphs: Graphs, **sizes: Any) -> NetConfig:
+    """The network's vocabulary from data: class frequencies, attributes, the largest graph."""
+    mask = graphs.mask
+    spec = graphs.attributes
+    pairs = mask.unsqueeze(1) & mask.unsqueeze(2)
+    pairs &= ~torch.eye(mask.shape[1], dtype=torch.bool)
+    if not bool(pairs.any()):
+        raise UserError("no graph has two nodes: there are no edges to learn")
+
+    def share(values: Tensor, count: int) -> tuple[float, ...]:
+        counts = torch.bincount(values, minlength=count).double()
+        share = (counts / counts.sum()).tolist()
+        share[0] += 1.0 - sum(share)
+        return tuple(share)
+
+    def moments(values: Tensor) -> tuple[float, float]:
+        if len(values) == 0:
+            return 0.0, 1.0
+        deviation = float(values.std(correction=0))
+        return float(values.mean()), deviation if deviation > 0 else 1.0
+
+    linked = graphs.edges > 0
+    return NetConfig.model_validate(
+        {
+            "nodes": share(graphs.nodes[mask], spec.node_kinds),
+            "edges": share(graphs.edges[pairs], 1 + spec.edge_kinds),
+            "features": [moments(graphs.features[mask][:, k]) for k in range(spec.width)],
+            "weights": [] if graphs.weights is None else [moments(graphs.weights[linked])],
+            "max_nodes": int(mask.sum(1).max()),
+        }
+        | sizes
+    )
+
+
+class Batches:
+    """``batches(step)`` is the batch of that step: (data, mask, condition, keys)."""
+
+    def __init__(
+        self, graphs: Graphs, config: TrainConfig, device: torch.device,
+        label: Tensor | None = None, properties: Tensor | None = None,
+    ):
+        self.config, self.device = config, device
+        counts = graphs.mask.sum(1)
+        order = counts.argsort(stable=True)
+        self.buckets: list[Tensor] = []
+        start = 0
+        for end in range(1, len(order) + 1):
+            # within a bucket no graph is padded by more than a quarter, or by four nodes
+            low = int(counts[order[start]])
+            if end == len(order) or int(counts[order[end]]) > max(low + 4, low * 5 // 4):
+                self.buckets.append(order[start:end])
+                start = end
+        self.share = torch.tensor([len(b) for b in self.buckets]).double().cumsum(0) / len(order)
+        self.counts = counts
+        self.data = {"nodes": graphs.nodes, "edges": graphs.edges}
+        if config.net.features:
+            mean, deviation = torch.tensor(config.net.features, dtype=torch.float64).unbind(1)
+            scaled = (graphs.features - mean) / deviation * graphs.mask.unsqueeze(-1)
+            self.data["features"] = scaled.float()
+        if graphs.weights is not None and config.net.weights:
+            ((centre, scale),) = config.net.weights
+            self.data["weights"] = ((graphs.weights - centre) / scale * (graphs.edges > 0)).float()
+        self.label, self.properties = label, properties
+
+    def __call__(self, step: int) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor], Keys]:
+        config = self.config
+        draw = Keys.for_samples(config.seed, [step])
+        u = float(draw.uniform("bucket", 0, (), torch.float64))
+        which = min(int((self.share < u).sum()), len(self.buckets) - 1)
+        bucket = self.buckets[which]
+        n = int(self.counts[bucket].max())
+        size = max(1, min(config.batch, config.pairs // (n * n)))
+        chosen = (draw.uniform("rows", 0, (size,), torch.float64)[0] * len(bucket)).long()
+        rows = bucket[chosen]
+        keys = Keys.for_samples(config.seed, torch.arange(size) + step * (1 << 20))
+        data = {}
+        for name, x in self.data.items():
+            x = x[rows, :n, :n] if name in ("edges", "weights") else x[rows, :n]
+            data[name] = x.to(self.device)
+        mask = (torch.arange(n) < self.counts[rows].unsqueeze(1)).to(self.device)
+        cond: dict[str, Tensor] = {}
+        asked = keys.uniform("condition", 0) >= config.unconditional
+        if self.label is not None:
+            label = torch.where(asked, self.label[rows], config.net.labels)
+            cond["label"] = label.to(self.device)
+        if self.properties is not None:
+            shown = torch.where(asked.unsqueeze(1), self.properties[rows], torch.nan)
+            cond["properties"] = shown.to(self.device)
+        return data, mask, cond, keys.to(self.device)
+
+
+def _bridge(
+    process: Process, config: NetConfig, data: dict[str, Tensor], mask: Tensor, keys: Keys
+) -> Bridge:
+    """Noisy graphs; in a system of SDEs the classes are encoded first."""
+    t = keys.uniform("time", 0)
+    start = dict(data)
+    if config.system == "sde":
+        start["nodes"] = encode(data["nodes"], len(config.nodes)) * mask.unsqueeze(-1)
+        part = process.parts["edges"].space
+        start["edges"] = part.project(encode(data["edges"], len(config.edges)), mask)
+    return process.bridge(start, t, keys, mask)
+
+
+def endpoint_loss(
+    answer: dict[str, Tensor], data: dict[str, Tensor], mask: Tensor, config: TrainConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of the module's docstring; returns it and its parts, detached."""
+    pairs = mask.unsqueeze(1) & mask.unsqueeze(2)
+    pairs = pairs & ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+    linked = pairs & (data["edges"] > 0)  # an edge that is not there has no weight
+    where = {"nodes": mask, "edges": pairs, "features": mask, "weights": linked}
+    total, parts = torch.zeros((), device=mask.device), {}
+    for name, value in answer.items():
+        entries = where[name]
+        if name in ("nodes", "edges"):
+            if value.shape[-1] == 1:
+                continue  # unattributed: there is nothing to find
+            loss = nn.functional.cross_entropy(value[entries], data[name][entries])
+            weight = config.edge_weight if name == "edges" else 1.0
+        else:
+            error = (value - data[name])[entries].square()
+            loss = error.sum() / max(1, error.numel())
+            weight = config.value_weight
+        total, parts[name] = total + weight * loss, loss.detach()
+    return total, parts
+
+
+def export(run: Run[GraphNet], config: TrainConfig, folder: Path, facts: dict[str, Any]) -> str:
+    """Write the averaged weights in half precision as the model of ``folder``."""
+    from driftworks import __version__
+
+    meta = {
+        "kind": "graphgen",
+        "config": config.model_dump(mode="json"),
+        **{k: v for k, v in facts.items() if k != "data"},
+        "training": {
+            "steps": run.step,
+            "minutes": round(run.seconds / 60, 2),
+            "skipped_steps": int(run.skipped.item()),
+            "device": torch.cuda.get_device_name() if run.device.type == "cuda" else "cpu",
+            "torch": torch.__version__,
+            "driftworks": __version__,
+            "data": facts.get("data"),
+        },
+    }
+    tensors = {
+        k: v if "property" in k else v.half() for k, v in run.averaged().state_dict().items()
+    }
+    return checkpoint.save(folder, tensors, meta)
+
+
+def train(
+    config: TrainConfig, graphs: Graphs, out: Path | str, *, label: Tensor | None = None,
+    properties: Tensor | None = None, source: str = "", resume: bool = False, progress: bool = True,
+) -> Path:
+    """Train on ``graphs`` (all of them: select the split first), write a model to ``out``.
+
+    ``label`` (G,) int64 and ``properties`` (G, P) are the conditions the configuration names.
+    Returns the folder, which `graphgen.load` reads. Raises `UserError` for no graphs, for a folder
+    that holds another run or cannot be written, and when training diverges.
+    """
+    if len(graphs) == 0:
+        raise UserError("there are no graphs to train on")
+    out = open_folder(out, resume)
+    device = pick_device(config.device)
+    process = graph_process(config.net)
+    batches = Batches(graphs, config, device, label, properties)
+    net = build(config.net, config.seed)
+    if properties is not None:
+        net.property_mean.copy_(properties.nanmean(0))
+        known = ~properties.isnan()
+        spread = torch.where(known, properties - net.property_mean, 0.0).square().sum(0)
+        net.property_std.copy_((spread / known.sum(0).clamp(min=1)).sqrt().clamp(min=1e-6))
+    run = Run(config, net, lambda: build(config.net), device)
+    if resume:
+        run.restore(out)
+    sizes, members = torch.unique(batches.counts, return_counts=True)
+    facts = {
+        "sizes": sizes.tolist(),
+        "share": (members / members.sum()).tolist(),
+        "attributes": graphs.attributes.to_dict(),
+        "data": {"source": source, "graphs": len(graphs)},
+    }
+    model = GraphModel(run.net, process)
+    if config.compile:
+        for layer in run.net.layers:
+            layer.compile(dynamic=False)
+
+    with Watch(run, "graphs", enabled=progress) as view:
+        begin, before = time.monotonic(), run.seconds
+        saved = begin
+        while not run.finished():
+            data, mask, cond, keys = batches(run.step)
+            bridge = _bridge(process, config.net, data, mask, keys)
+            assert isinstance(bridge.x_t, dict)
+            with torch.autocast(device.type, torch.bfloat16, config.precision == "bfloat16"):
+                answer = model.logits(bridge.x_t, bridge.t, mask, cond)
+            loss, parts = endpoint_loss(answer, data, mask, config)
+            run.update(loss)
+            now = time.monotonic()
+            run.seconds = before + now - begin
+            if view.due(now):
+                view.report(parts)
+                run.check()
+            if now - saved > 60 * config.checkpoint_minutes:
+                run.check()
+                run.save(out)
+                export(run, config, out, facts)
+                saved = now
+        run.check()
+        run.save(out)
+        export(run, config, out, facts)
+    return out

@@ -1,0 +1,286 @@
+"""Training, sampling and completing graphs: what the model may depend on and what it must keep."""
+
+from __future__ import annotations
+
+import networkx as nx
+import pytest
+import torch
+
+from driftworks import graphgen
+from driftworks.core import checkpoint
+from driftworks.core.keys import Keys
+from driftworks.core.process import Process
+from driftworks.errors import UserError
+from driftworks.graphgen.elbo import step_posterior
+from driftworks.graphgen.network import NetConfig, build, walks
+from driftworks.graphgen.process import GraphModel, bare_posterior, encode, graph_process
+from driftworks.graphgen.sample import generate
+
+TINY = {"width": 16, "pair_width": 8, "heads": 2, "layers": 2, "walks": 4}
+
+
+def tiny(**changes) -> tuple[GraphModel, Process]:
+    config = NetConfig.model_validate(
+        {"nodes": (0.5, 0.3, 0.2), "edges": (0.7, 0.2, 0.1)} | TINY | changes
+    )
+    net = build(config, seed=3)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():  # zero-initialised branches would hide what a layer does
+        for p in net.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=generator))
+    process = graph_process(config)
+    return GraphModel(net.eval(), process), process
+
+
+def state(model, n=7, b=4, t=0.4):
+    keys = Keys.for_samples(1, range(b))
+    mask = torch.arange(n) < torch.tensor([7, 5, 3, 6])[:b, None]
+    process = model.process
+    shape = {"nodes": torch.zeros(b, n, dtype=torch.int64),
+             "edges": torch.zeros(b, n, n, dtype=torch.int64)}
+    if model.config.system == "sde":
+        shape = {"nodes": torch.zeros(b, n, 3), "edges": torch.zeros(b, n, n, 3)}
+    return process.prior(keys, shape, mask), torch.full((b,), t), mask
+
+
+@pytest.mark.parametrize("system", ["flow", "sde"])
+def test_renumbering_the_nodes_renumbers_the_answer(system):
+    model, _ = tiny(system=system)
+    x, t, mask = state(model)
+    order = torch.randperm(7, generator=torch.Generator().manual_seed(2))
+    y = {"nodes": x["nodes"][:, order], "edges": x["edges"][:, order][:, :, order]}
+    with torch.no_grad():
+        plain, permuted = model(x, t, mask), model(y, t, mask[:, order])
+    inside = mask[:, order]
+    pairs = inside[:, :, None] & inside[:, None, :]
+    assert torch.allclose(plain["nodes"][:, order][inside], permuted["nodes"][inside], atol=1e-5)
+    moved = plain["edges"][:, order][:, :, order]
+    assert torch.allclose(moved[pairs], permuted["edges"][pairs], atol=1e-5)
+    assert (plain["edges"] - plain["edges"].transpose(1, 2)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("system", ["flow", "sde"])
+def test_padding_and_neighbours_change_nothing(system):
+    model, _ = tiny(system=system)
+    x, t, mask = state(model)
+    with torch.no_grad():
+        whole = model(x, t, mask)
+        for row, n in enumerate((7, 5, 3, 6)):
+            one = {"nodes": x["nodes"][row, None, :n], "edges": x["edges"][row, None, :n, :n]}
+            alone = model(one, t[:1], mask[row : row + 1, :n])
+            assert torch.allclose(alone["nodes"][0], whole["nodes"][row, :n], atol=1e-5)
+            off = ~torch.eye(n, dtype=torch.bool)
+            assert torch.allclose(
+                alone["edges"][0][off], whole["edges"][row, :n, :n][off], atol=1e-5
+            )
+
+
+def test_random_walks_are_powers_of_the_transition_matrix():
+    graph = nx.gnm_random_graph(9, 14, seed=4)
+    a = torch.tensor(nx.to_numpy_array(graph), dtype=torch.float64)
+    p = a / a.sum(1, keepdim=True).clamp(min=1e-12)
+    found = walks(a[None], 5)[0]
+    for k in range(5):
+        assert torch.allclose(found[..., k], torch.linalg.matrix_power(p, k + 1))
+
+
+def test_what_a_noisy_entry_says_of_its_class_is_bayes_rule():
+    share = (0.5, 0.3, 0.2)
+    path = graph_process(NetConfig(nodes=share, system="sde")).parts["nodes"].path
+    generator = torch.Generator().manual_seed(0)
+    t = torch.rand(50, generator=generator) * 0.8 + 0.1
+    x = torch.randn(50, 1, 3, generator=generator)
+    found = bare_posterior(x.double(), path, t, share)[:, 0]
+    for row in range(50):
+        beta, sigma = path.beta(float(t[row])), path.sigma(float(t[row]))
+        centre = beta * encode(torch.arange(3), 3).double()
+        weight = torch.tensor(share).double() * torch.exp(
+            -(x[row, 0].double() - centre).square().sum(-1) / (2 * sigma**2)
+        )
+        assert torch.allclose(found[row], weight / weight.sum(), atol=1e-6)
+    two = bare_posterior(x[..., :1].double(), path, t, (0.7, 0.3))[:, 0]
+    beta, sigma = path.beta(t), path.sigma(t)
+    likelihood = [torch.exp(-(x[:, 0, 0] - s * beta).square() / (2 * sigma**2)) for s in (-1, 1)]
+    wanted = 0.3 * likelihood[1] / (0.7 * likelihood[0] + 0.3 * likelihood[1])
+    assert torch.allclose(two[:, 1], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("system", ["flow", "sde"])
+def test_known_entries_come_back_and_states_are_simple_graphs(system):
+    model, _ = tiny(system=system)
+    keys, mask = Keys.for_samples(2, range(5)), torch.arange(6).expand(5, 6) < 5
+    nodes = torch.tensor([[2, 1, 0, 0, 0, 0]]).expand(5, 6)
+    edges = torch.zeros(5, 6, 6, dtype=torch.int64)
+    edges[:, 0, 1] = edges[:, 1, 0] = 2
+    held = torch.arange(6).expand(5, 6) < 2
+    known = {"nodes": (nodes, held), "edges": (edges, held[:, :, None] & held[:, None, :])}
+    out, finite = generate(model, keys, mask, steps=6, noise=2.0, known=known)
+    assert finite.all()
+    assert torch.equal(out["nodes"][held], nodes[held])
+    assert (out["edges"][:, 0, 1] == 2).all()
+    assert torch.equal(out["edges"], out["edges"].transpose(1, 2))
+    assert not out["edges"].diagonal(dim1=1, dim2=2).any()
+    assert not out["edges"][:, 5].any() and not out["nodes"][:, 5].any()
+    assert out["nodes"].max() < 3 and out["edges"].max() < 3
+
+
+def cycles(count):
+    """Rings of 4 to 6 nodes with two kinds of edges and named nodes."""
+    graphs = []
+    for k in range(count):
+        graph = nx.cycle_graph(4 + k % 3)
+        for i, (_, _, data) in enumerate(graph.edges(data=True)):
+            data["kind"] = "ab"[i % 2]
+        for i, (_, data) in enumerate(graph.nodes(data=True)):
+            data["colour"] = ("red", "blue")[i % 2]
+            data["height"] = 2.0 + 0.5 * i
+        graph.graph["label"] = k % 3
+        graphs.append(graph)
+    return graphs
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    return graphgen.fit(
+        cycles(30), steps=12, nodes="colour", edges="kind", features="height", label="label",
+        out=tmp_path_factory.mktemp("run") / "model", progress=False, batch=8, net=TINY,
+    )
+
+
+def test_a_graph_depends_on_its_seed_and_number_alone(fitted):
+    whole = fitted.sample(9, seed=4, steps=5)
+    pieces = [*fitted.sample(4, seed=4, steps=5, batch_size=1),
+              *fitted.sample(5, seed=4, first=4, steps=5)]
+    for a, b in zip(whole, pieces, strict=True):
+        assert a.nodes(data=True) == b.nodes(data=True)
+        assert list(a.edges(data=True)) == list(b.edges(data=True))
+    assert any(
+        a.edges != b.edges for a, b in zip(whole, fitted.sample(9, seed=5, steps=5), strict=True)
+    )
+
+
+def test_samples_have_the_attributes_of_the_data(fitted):
+    for graph in fitted.sample(6, seed=1, steps=4, label=[0, 1, 2, 0, 1, 2], guidance=2.0):
+        assert 4 <= len(graph) <= 6
+        for _, data in graph.nodes(data=True):
+            assert data["colour"] in ("red", "blue") and isinstance(data["height"], float)
+        assert all(data["kind"] in "ab" for *_, data in graph.edges(data=True))
+
+
+def test_guidance_of_zero_is_the_unconditional_model(fitted):
+    free = fitted.sample(5, seed=2, steps=4)
+    zero = fitted.sample(5, seed=2, steps=4, label=2, guidance=0.0)
+    one = fitted.sample(5, seed=2, steps=4, label=2, guidance=1.0)
+    for a, b in zip(free, zero, strict=True):
+        assert list(a.edges(data=True)) == list(b.edges(data=True))
+    assert any(list(a.nodes(data=True)) != list(b.nodes(data=True))
+               for a, b in zip(free, one, strict=True))
+
+
+def test_the_known_part_of_a_graph_comes_back_bit_identical(fitted):
+    known = nx.Graph()
+    known.add_node("x", colour="blue", height=0.1 + 0.2)
+    known.add_node(7, colour="red", height=-3.7)
+    known.add_node("alone", colour="red", height=1e6)
+    known.add_edge("x", 7, kind="b")
+    for graph in fitted.complete(known, n=6, count=3, seed=1, steps=5):
+        assert list(graph)[:3] == ["x", 7, "alone"] and len(graph) == 6
+        part = graph.subgraph(["x", 7, "alone"])
+        assert dict(part.nodes(data=True)) == dict(known.nodes(data=True))
+        assert [*part.edges(data=True)] == [("x", 7, {"kind": "b"})]
+    (same,) = fitted.complete(known, n=3, seed=1, steps=3)
+    assert list(same.edges(data=True)) == list(known.edges(data=True))
+    with pytest.raises(UserError, match="n=2 is less than the 3 nodes"):
+        fitted.complete(known, n=2)
+
+
+def test_requirements_are_met_and_the_acceptance_is_reported(fitted):
+    out = fitted.sample(8, seed=3, steps=3, require=["connected", "max_degree=3"], attempts=30)
+    assert all(nx.is_connected(g) and max(d for _, d in g.degree) <= 3 for g in out)
+    assert out.attempts >= 8 and out.requested == 8
+    assert len(out) + out.failures["requirements"] == 8
+    assert out.acceptance == len(out) / out.attempts
+    again = fitted.sample(8, seed=3, steps=3, require=["connected", "max_degree=3"], attempts=30,
+                          batch_size=3)
+    assert [list(g.edges) for g in out] == [list(g.edges) for g in again]
+    none = fitted.sample(2, steps=2, require=lambda graph: False, attempts=2)
+    assert len(none) == 0 and none.failures == {"requirements": 2} and none.attempts == 4
+    with pytest.raises(UserError, match="unknown family 'round'"):
+        fitted.sample(2, require="round")
+
+
+def test_an_interrupted_training_ends_on_the_same_weights(tmp_path):
+    graphs = [nx.path_graph(5), nx.star_graph(4), nx.cycle_graph(6)]
+    settings = {"progress": False, "batch": 4, "net": TINY}
+    graphgen.fit(graphs, steps=8, out=tmp_path / "whole", **settings)
+    # the learning rate of a run follows its length, which a continued run may change: same length
+    run = tmp_path / "parts"
+    graphgen.fit(graphs, steps=8, out=run, **settings)
+    newest = sorted(run.glob("state-*"))[-1]
+    tensors, meta = checkpoint.load(newest)
+    assert meta["step"] == 8
+    whole = checkpoint.load(tmp_path / "whole")[0]
+    assert all(torch.equal(x, whole[k]) for k, x in checkpoint.load(run)[0].items())
+    again = graphgen.fit(graphs, steps=8, out=run, resume=True, **settings)
+    assert again.hash == graphgen.load(tmp_path / "whole").hash
+    with pytest.raises(UserError, match="already holds a training run"):
+        graphgen.fit(graphs, steps=8, out=run, **settings)
+
+
+def test_the_posterior_of_a_step_is_that_of_the_chain():
+    generator = torch.Generator().manual_seed(7)
+    m = torch.rand(3, generator=generator, dtype=torch.float64)
+    m /= m.sum()
+    k_t, k_s = 0.3, 0.55
+    eye = torch.eye(3, dtype=torch.float64)
+    forward = k_s * eye + (1 - k_s) * m  # x_1 -> x_s
+    r = k_t / k_s
+    kernel = r * eye + (1 - r) * m  # x_s -> x_t
+    assert torch.allclose(forward @ kernel, k_t * eye + (1 - k_t) * m)
+    for x_t in range(3):
+        joint = forward * kernel[:, x_t]
+        wanted = joint / joint.sum(1, keepdim=True)
+        assert torch.allclose(step_posterior(torch.tensor(x_t), m, k_t, k_s), wanted)
+
+
+def test_the_bound_is_below_the_log_likelihood_of_independent_edges_and_nearly_tight():
+    """Edges that are independent with the marginal's own probabilities: log p is known exactly."""
+    config = NetConfig.model_validate({"edges": (0.6, 0.4)} | TINY)
+    process = graph_process(config)
+
+    class Exact(torch.nn.Module):
+        """p(x_1 | x_t) of independent entries whose law is the marginal itself."""
+
+        def __init__(self):
+            super().__init__()
+            self.config, self.process = config, process
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def logits(self, x, t, mask, cond):
+            m = torch.tensor(config.edges, dtype=torch.float64)
+            k = t.double().view(-1, 1, 1, 1)
+            p = k * torch.nn.functional.one_hot(x["edges"], 2) + (1 - k) * m
+            return {"nodes": torch.zeros(*x["nodes"].shape, 1), "edges": p.log()}
+
+    graphs = graphgen.from_networkx([nx.gnm_random_graph(5, e, seed=e) for e in (0, 3, 7, 10)])
+    found = graphgen.zoo.bound(Exact(), graphs, steps=200, draws=8, seed=1)
+    edges = torch.tensor([0, 3, 7, 10])
+    exact = edges * torch.log(torch.tensor(0.4)) + (10 - edges) * torch.log(torch.tensor(0.6))
+    assert (found.stderr < 0.5).all()
+    assert (found.value < exact + 4 * found.stderr).all()
+    assert (found.value - exact).abs().max() < 4 * found.stderr.max() + 0.05
+
+
+def test_bad_input_is_refused_with_the_reason(fitted):
+    with pytest.raises(UserError, match="label must lie in 0..2"):
+        fitted.sample(2, label=5)
+    with pytest.raises(UserError, match="the data have 4-6 nodes"):
+        fitted.sample(2, nodes=(9, 12))
+    with pytest.raises(UserError, match="n must be a whole number"):
+        fitted.sample(0)
+    with pytest.raises(UserError, match="unknown system 'vp'; choose flow or sde"):
+        graphgen.fit(cycles(3), system="vp")
+    with pytest.raises(UserError, match="no model 'nothing'"):
+        graphgen.load("nothing")
+    with pytest.raises(UserError, match="there are no edges to learn"):
+        graphgen.fit([nx.empty_graph(1)], steps=1, progress=False)
