@@ -104,8 +104,9 @@ def fokker_planck_residual(
     """R = d_t s + grad(div b + b . s) at (x, t), of the shape of x; zero for the true score.
 
     Args:
-        model: answers in the parts' parametrisations; it must allow forward-mode derivatives
-            (`torch.func.jvp`) and be a smooth function of x and t.
+        model: answers in the parts' parametrisations, a smooth function of x and t that allows
+            forward-mode derivatives (`torch.func.jvp`). Fused attention has none: use it within
+            ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
         process: real parts on Gaussian paths.
         x: state (B, ...) inside its space.
         t: (B,), inside (0, 1).
