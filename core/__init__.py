@@ -3,7 +3,7 @@
 Time runs from t = 0 (noise) to t = 1 (data). Nothing here knows a scientific domain. A domain
 declares a `Process` (named parts, each a space with a path) and a network, trains with
 `matching_loss` and samples with ``sample.sample``. The nouns are gathered here; modules of verbs
-(``grids``, ``laws``, ``predict``, ``sample``, ``solvers``, ``weigh``, ``likelihood``, ``distill``)
+(``grids``, ``laws``, ``predict``, ``sample``, ``solvers``, ``weigh``, ``distill``, ``edit``, ...)
 are imported by name, ``from driftworks.core import grids``.
 """
 
@@ -15,10 +15,15 @@ if not __name__.startswith("driftworks."):
         "(pip install -e . in the checkout makes that name available)"
     )
 
+from driftworks.core.bridges import TwoSided
+from driftworks.core.charts import Logarithm, Shift, charted
 from driftworks.core.ctmc import Masking, Replacing
+from driftworks.core.frames import Geodesic, Heat, Rotations
 from driftworks.core.guide import autoguide, cfg
 from driftworks.core.keys import Keys
 from driftworks.core.laws import Gaussian, Mixture
+from driftworks.core.likelihood import decode, encode, log_prob
+from driftworks.core.particles import Resampling
 from driftworks.core.paths import Path
 from driftworks.core.predict import Precondition
 from driftworks.core.process import Bridge, Part, Process, State
@@ -31,7 +36,10 @@ __all__ = [
     "Ema",
     "Flat",
     "Gaussian",
+    "Geodesic",
+    "Heat",
     "Keys",
+    "Logarithm",
     "Masking",
     "Mixture",
     "PairTokens",
@@ -40,11 +48,19 @@ __all__ = [
     "Precondition",
     "Process",
     "Replacing",
+    "Resampling",
+    "Rotations",
+    "Shift",
     "Space",
     "State",
     "Symmetric",
     "Tokens",
+    "TwoSided",
     "autoguide",
     "cfg",
+    "charted",
+    "decode",
+    "encode",
+    "log_prob",
     "matching_loss",
 ]

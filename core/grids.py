@@ -8,8 +8,11 @@ A grid of n steps is a tuple of n + 1 increasing Python floats that begins with 
     cosine     t_k = (1 - cos(pi k / n)) / 2             short steps at both ends
     karras     r_k = (R^(1/rho) + k/m (r^(1/rho) - R^(1/rho)))^rho
     log_snr    r_k = R (r / R)^(k / m)
+    linear     1 / (1 + r_k) = (1 - k/n) / (1 + r_0) + k/n / (1 + r_n)
 
-The last two are laid out on the noise-to-data ratio sigma / beta, so that one choice of limits R
+The last is the clock of the linear path: equal steps of the share beta / (beta + sigma) of data in
+a sample, the whole way the path goes; on the linear path it is ``uniform``. Karras and log_snr are
+laid out on the noise-to-data ratio sigma / beta, so that one choice of limits R
 ("high") and r ("low") means the same noise levels on every path. m = n - 1 steps lead from R to r
 and one more jumps to t = 1. Limits beyond the path's own range are moved to its ends (VP and VE
 begin at a finite ratio; VE ends at one, and then all n steps lead there). The first time is 0 also
@@ -26,7 +29,7 @@ from collections.abc import Callable, Sequence
 from driftworks.core.paths import Path
 from driftworks.errors import UserError
 
-__all__ = ["Grid", "check", "cosine", "karras", "log", "log_snr", "power", "uniform"]
+__all__ = ["Grid", "check", "cosine", "karras", "linear", "log", "log_snr", "power", "uniform"]
 
 Grid = tuple[float, ...]
 
@@ -76,6 +79,14 @@ def karras(
 def log_snr(path: Path, steps: int, low: float = 0.002, high: float = 80.0) -> Grid:
     """Noise-to-data ratios equally spaced in log SNR, from ``high`` down to ``low``."""
     return _by_ratio(path, steps, low, high, math.log, math.exp)
+
+
+def linear(path: Path, steps: int) -> Grid:
+    """Equal steps of beta / (beta + sigma): the linear path's uniform steps on any path."""
+    first, last = (1.0 / (1.0 + math.exp(-0.5 * path.log_snr(end))) for end in (0.0, 1.0))
+    shares = [first + f * (last - first) for f in _fractions(steps)[1:-1]]
+    times = [path.time_of_log_snr(2.0 * math.log(s / (1.0 - s))) for s in shares]
+    return check([0.0, *times, 1.0])
 
 
 def _by_ratio(

@@ -267,9 +267,6 @@ def sample(
     if guide is not None:
         model = guide(model)
     evaluations = getattr(model, "evaluations", 1)
-    follow = getattr(model, "follow", None)  # a guide whose answer depends on the noise to come
-    if follow is not None:
-        follow(tables)
 
     like = _like(process, keys, shape, dtype)
     masks = {name: process.mask_of(name, mask) for name in like}
@@ -282,7 +279,9 @@ def sample(
                     f"{tuple(like[name].shape)}"
                 )
     elif grid[0] == 0.0 or resume is not None:
-        state = dict(process.unpack(process.prior(keys, process.pack(like), mask)))
+        # a product of experts starts elsewhere than its process
+        prior = getattr(model, "prior", process.prior)
+        state = dict(process.unpack(prior(keys, process.pack(like), mask)))
     else:
         raise UserError(f"the grid starts at {grid[0]}, not at 0: give the initial state")
 
@@ -326,11 +325,16 @@ def sample(
     if not first <= last <= len(times):
         rows = f"{first}..{len(times)}"
         raise UserError(f"until must lie in {rows}, the rows of this run, got {until}")
+    follow = getattr(model, "follow", None)  # a guide whose answer depends on the noise to come
+    if follow is not None:
+        follow(tables, first)
     population = None
     if particles is not None:
+        if given:
+            raise UserError("particles cannot be weighed beside fixed entries")
         if until is not None or resume is not None:
             raise UserError("a run with particles cannot be interrupted: no until, no resume")
-        population = particles.start(process, keys, process.pack(state), mask, times[0])
+        population = particles.start(process, keys, process.pack(state), mask, times[0], cond)
 
     real = [x.dtype for x in state.values() if x.is_floating_point()]
     clock = torch.empty(

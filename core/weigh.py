@@ -9,8 +9,7 @@ log-weight that repairs it (`core.feynman_kac` has the mathematics, `core.steer`
     guide     anneal     guidance               product              product
 
     target = anneal(process, 2.0, reference=1.7)
-    out = sample(model, process, keys, like, guide=target, initial=target.prior(keys, like),
-                 particles=Resampling())
+    out = sample(model, process, keys, like, guide=target, particles=Resampling())
     out.weights.log_normaliser, out.weights.mean(out.x)
 
 What a solver is told. A row of a table (`core.tables`) makes its drift from one denoised state D:
@@ -330,11 +329,17 @@ class Weigher:
         models = [self.model if e.model is None else e.model for e in self.target.experts]
         self.evaluations = sum(getattr(model, "evaluations", 1) for model in models)
 
-    def follow(self, tables: Mapping[str, Table]) -> None:
-        """Take the noise level from the tables that will be followed, unless it was given."""
+    def prior(self, keys: Keys, like: State, mask: Masks = None) -> State:
+        """`Target.prior` at t = 0, where a run without an initial state starts."""
+        return self.target.prior(keys, like, mask)
+
+    def follow(self, tables: Mapping[str, Table], first: int = 0) -> None:
+        """Take the noise level from the tables that will be followed from row ``first`` on, unless
+        it was given.
+        """
         if self.target.noise is not None:
             return
-        self._row = -1
+        self._row = first - 1
         for name, table in tables.items():
             path = self.target.path(name)
             self._times, self._ratios[name] = table.times, noise_ratios(path, table)

@@ -137,3 +137,14 @@ def test_impossible_grids_are_refused_with_the_value(build, message):
 def test_a_grid_of_ones_own_passes_through_the_check():
     assert grids.check([0, 0.5, 1]) == (0.0, 0.5, 1.0)
     assert grids.check(np.linspace(0, 1, 3)) == (0.0, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("path", [Path.linear(), Path.vp(), Path.ve(), Path.edm()], ids=str)
+def test_the_linear_grid_takes_equal_steps_of_the_share_of_data(path):
+    grid = grids.linear(path, 7)
+    share = [path.beta(t) / (path.beta(t) + path.sigma(t)) for t in grid]
+    assert np.diff(share) == pytest.approx((share[-1] - share[0]) / 7, rel=1e-6)
+
+
+def test_the_linear_grid_of_the_linear_path_is_uniform():
+    assert grids.linear(Path.linear(), 9) == pytest.approx(grids.uniform(9), abs=1e-12)

@@ -262,3 +262,19 @@ def test_settings_that_make_no_sense_name_the_value():
         population.observe(0, 0.0, torch.zeros(4, 1))
     with pytest.raises(UserError, match="no row"):
         population.finish(1.0)
+
+
+def test_a_run_makes_groups_of_equal_conditions_and_refuses_known_entries():
+    model, size = Gaussian(0.0, 1.0).on(VP), 8
+    keys, like = Keys.for_samples(0, range(size)), torch.zeros(size, 1, dtype=F)
+
+    def ask(x, t, mask=None, cond=None, previous=None):
+        return model(x, t)
+
+    settings = {"steps": 4, "guide": weigh.anneal(ONE, 1.0), "particles": Resampling()}
+    cond = {"label": torch.tensor([0, 1] * 4)}
+    weights = sample(ask, ONE, keys, like, cond=cond, **settings).weights
+    assert weights.group.tolist() == [0, 1] * 4
+    known = (like, torch.zeros(size, 1, dtype=torch.bool))
+    with pytest.raises(UserError, match="particles cannot be weighed beside fixed entries"):
+        sample(ask, ONE, keys, like, fixed=known, **settings)

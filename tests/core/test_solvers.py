@@ -382,12 +382,6 @@ def coordinate(path, t, scale):
     return 1.0 - scale * path.beta(t) / math.hypot(scale * path.beta(t), path.sigma(t))
 
 
-def linear_clock(path, steps):
-    """Equal steps of the linear path's time, at the noise levels they have there."""
-    ratios = [k / (steps - k) for k in range(1, steps)]
-    return (0.0, *[path.time_of_log_snr(2.0 * math.log(r)) for r in ratios], 1.0)
-
-
 @pytest.mark.parametrize(("order", "scale"), [(2, 1.0), (2, 0.3), (3, 1.0), (3, 2.5)])
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_abm_integrates_polynomials_of_its_coordinate(path, order, scale):
@@ -445,7 +439,7 @@ def test_abm_is_nearer_to_the_mixture_than_dpmpp2_at_equal_evaluations(path, ste
         return (found.sort(0).values - exact).square().mean().sqrt().item()
 
     grid_choices = [
-        grids.karras(path, steps, 0.02, 20.0), grids.karras(path, steps), linear_clock(path, steps)
+        grids.karras(path, steps, 0.02, 20.0), grids.karras(path, steps), grids.linear(path, steps)
     ]
     theirs = [distance("dpmpp2", grid) for grid in grid_choices]
     ours = [distance("abm2", grid) for grid in grid_choices]

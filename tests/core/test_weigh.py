@@ -596,7 +596,7 @@ def test_the_start_of_annealing_at_a_singular_end_is_finite():
     target = weigh.anneal(process, 2.0, reference=0.7)
     out = sample(
         Gaussian(0.5, 0.5).on(LINEAR), process, keys, like, solver="euler_maruyama", steps=100,
-        guide=target, initial=target.prior(keys, like), particles=Resampling(),
+        guide=target, particles=Resampling(),
     )
     weights, x = out.weights, out.x
     mean = weights.mean(x).item()
@@ -705,7 +705,7 @@ def test_the_prior_is_the_tempered_one_and_another_start_is_refused():
     assert torch.equal(weigh.guidance(process, 3.0).prior(keys, like), prior)
     settings = {"guide": target, "particles": Resampling(), "solver": "ddpm"}
     with pytest.raises(UserError, match="Target.prior"):
-        sample(Gaussian(0.0, 1.0).on(VP), process, keys, like, **settings)
+        sample(Gaussian(0.0, 1.0).on(VP), process, keys, like, initial=prior, **settings)
 
 
 def test_settings_that_make_no_sense_name_the_value():
