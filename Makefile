@@ -14,7 +14,7 @@ READY := .venv/.ready
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv campaign test test-all bench train-molgen docs lint
+.PHONY: help venv campaign test test-all bench bench-core bench-graphgen train-molgen train-graphgen docs lint
 
 help:
 	@echo 'make campaign      generate molecules with a wanted dipole and gap, check them with xTB and DFT,'
@@ -22,7 +22,10 @@ help:
 	@echo 'make test          the quick tests'
 	@echo 'make test-all      all tests, the slow ones included; DRIFTWORKS_DATA=FOLDER for those that need data'
 	@echo 'make bench         speed of sampling and training on this machine'
+	@echo 'make bench-core    the core beside other libraries: cost of a step, quality by evaluations; two figures'
+	@echo 'make bench-graphgen  the shipped graph models against their data; DATA=FOLDER with graphs.npz MODEL=NAME'
 	@echo 'make train-molgen  train the molecule model (resumable); DATA=qm9|FILE PRESET=small OUT=FOLDER'
+	@echo 'make train-graphgen  train a graph model (resumable); DATA=two_communities|FILE PRESET=small OUT=FOLDER'
 	@echo 'make docs          the pages of docs/core, from the docstrings'
 	@echo 'make lint          ruff and mypy'
 	@echo ''
@@ -45,12 +48,29 @@ test-all: $(READY)
 
 bench: $(READY)
 	@echo '== benchmarks'
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@for script in $(filter-out benchmarks/graphgen_%.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+bench-core: $(READY)
+	@echo '== what a step of the sampling loop costs -> docs/core/overhead.png'
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/core_overhead.py --figure docs/core/overhead.png
+	@echo '== how good samples are for their evaluations -> docs/core/quality.png'
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/core_quality.py --figure docs/core/quality.png
+
+bench-graphgen: DATA = data
+bench-graphgen: $(READY)
+	@echo '== graph models against their data ($(DATA))'
+	@$(BIN)/python benchmarks/graphgen_table.py --data '$(DATA)' $(if $(MODEL),--model $(MODEL))
 
 train-molgen: OUT = runs/train-molgen-$(PRESET)
 train-molgen: $(READY)
 	@echo '== training the $(PRESET) molecule model on $(DATA) -> $(OUT) (stop it and run it again: it continues)'
 	@$(BIN)/driftworks train molgen --data '$(DATA)' --preset '$(PRESET)' --out '$(OUT)' --resume
+
+train-graphgen: OUT = runs/train-graphgen-$(PRESET)
+train-graphgen: DATA = two_communities
+train-graphgen: $(READY)
+	@echo '== training the $(PRESET) graph model on $(DATA) -> $(OUT) (stop it and run it again: it continues)'
+	@$(BIN)/driftworks train graphgen --data '$(DATA)' --preset '$(PRESET)' --out '$(OUT)' --resume
 
 docs: $(READY)
 	@$(BIN)/python docs/build.py

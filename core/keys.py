@@ -38,16 +38,19 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     Parameters: four counter words and two key words, broadcastable against each other.
     Returns the four output words stacked on a new last axis, int64 in [0, 2**32).
     """
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    # keys take part in the broadcast: the words are combined in place, in the full shape
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter, *key)[:4]
     k0, k1 = key
     for _ in range(_ROUNDS):
         # The product of two 32-bit words overflows int64 but wraps modulo 2**64, so its bits are
-        # right; masking after the arithmetic shift drops the copied sign bits.
+        # right. Only the words that are multiplied next must be clean of higher bits; the others
+        # are masked once, at the end.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c2 = (p1 >> 32) & _MASK ^ c1 ^ k0, (p0 >> 32) & _MASK ^ c3 ^ k1
-        c1, c3 = p1 & _MASK, p0 & _MASK
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return torch.stack((c0, c1, c2, c3), dim=-1)
+        c0 = (p1 >> 32).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_MASK)
+        c2 = (p0 >> 32).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_MASK)
+        c1, c3 = p1, p0
+        k0, k1 = k0 + _WEYL[0], k1 + _WEYL[1]
+    return torch.stack((c0, c1, c2, c3), dim=-1).bitwise_and_(_MASK)
 
 
 @lru_cache(maxsize=256)
