@@ -22,7 +22,8 @@ independent draw; the file ``community_small`` by contrast holds five pairs of b
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ from driftworks.errors import UserError
 if TYPE_CHECKING:
     from networkx import Graph
 
-__all__ = ["FAMILIES", "NAMES", "GraphSet", "generate", "load"]
+__all__ = ["FAMILIES", "NAMES", "GraphSet", "generate", "load", "names"]
 
 #: Name of a set -> what it holds.
 NAMES = {
@@ -133,28 +134,53 @@ def load(name: str, path: str | os.PathLike[str] | None = None) -> GraphSet:
             f"{what} has no public address to download from; give path=, an .npz with arrays "
             f"{name}_n, {name}_m, {name}_edges, or draw a family afresh with generate()"
         )
+    file = _file(path)
+    with _opened(file) as archive:
+        held = _held(archive)
+        if name not in held:
+            choices = ", ".join(held) or "none"
+            raise UserError(f"{file} holds no set {name!r}; it has: {choices}")
+        prefix = f"{name}_"
+        columns = {
+            key: archive[prefix + key]
+            for key in ("n", "m", "edges", "split", "node_label", "class")
+            if prefix + key in archive.files
+        }
+    return _checked(name, columns, file)
+
+
+def names(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The sets that a file (or ``graphs.npz`` in a folder) holds; `UserError` where it is damaged.
+
+    Empty for an archive of something else.
+    """
+    with _opened(_file(path)) as archive:
+        return _held(archive)
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
     file = Path(path)
     if file.is_dir():
         file = file / FILE
     if not file.exists():
         raise UserError(f"no file of graphs at {file}")
+    return file
+
+
+def _held(archive: Any) -> tuple[str, ...]:
+    return tuple(sorted(k.removesuffix("_edges") for k in archive.files if k.endswith("_edges")))
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """The archive; whatever numpy, zipfile and zlib raise for damaged bytes is a `UserError`."""
     try:
         with np.load(file, allow_pickle=False) as archive:
-            held = sorted(k.removesuffix("_edges") for k in archive.files if k.endswith("_edges"))
-            if name not in held:
-                choices = ", ".join(held) or "none"
-                raise UserError(f"{file} holds no set {name!r}; it has: {choices}")
-            prefix = f"{name}_"
-            columns = {
-                key: archive[prefix + key]
-                for key in ("n", "m", "edges", "split", "node_label", "class")
-                if prefix + key in archive.files
-            }
+            yield archive
     except UserError:
         raise
-    except Exception as error:  # numpy, zipfile and zlib raise many kinds for damaged bytes
+    except Exception as error:
         raise UserError(f"{file} is damaged or not a file of graphs ({error})") from error
-    return _checked(name, columns, file)
 
 
 def _checked(name: str, columns: dict[str, NDArray[Any]], file: Path) -> GraphSet:

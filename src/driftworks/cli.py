@@ -112,7 +112,7 @@ def _explain(error: Exception) -> str | None:
     return None
 
 
-_EXTRAS = {"tblite": "xtb", "pyscf": "dft"}
+_EXTRAS = {"tblite": "xtb", "pyscf": "dft", "networkx": "graph", "torch_geometric": "graph"}
 
 
 def _invalid(entry: Any) -> str:

@@ -67,6 +67,7 @@ def test_every_command_of_the_plan_is_there() -> None:
         "campaign run", "campaign resume", "campaign report", "campaign status", "campaign check",
         "sample molgen", "evaluate molgen", "train molgen", "train regressor", "models", "doctor",
         "data qm9", "data ccd", "data read",
+        "sample graphgen", "evaluate graphgen", "train graphgen",
     }  # fmt: skip
 
 

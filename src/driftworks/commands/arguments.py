@@ -32,7 +32,9 @@ def group(text: str) -> typer.Typer:
     return app
 
 
-def parse_targets(given: Sequence[str]) -> dict[str, str]:
+def parse_targets(
+    given: Sequence[str], what: str = "target", example: str = "mu=4.0"
+) -> dict[str, str]:
     """``["mu=4", "gap=0.22 hartree"]`` as ``{"mu": "4", "gap": "0.22 hartree"}``.
 
     Raises `UserError` for anything that is not NAME=VALUE and for a target given twice. Names and
@@ -42,22 +44,22 @@ def parse_targets(given: Sequence[str]) -> dict[str, str]:
     for text in given:
         name, _, value = (part.strip() for part in text.partition("="))
         if not (name and value):
-            raise UserError(f"target {text!r} is not NAME=VALUE, for instance mu=4.0")
+            raise UserError(f"{what} {text!r} is not NAME=VALUE, for instance {example}")
         if name in targets:
-            raise UserError(f"target {name!r} is given twice")
+            raise UserError(f"{what} {name!r} is given twice")
         targets[name] = value
     return targets
 
 
-def parse_sizes(text: str | None) -> int | tuple[int, int] | None:
+def parse_sizes(text: str | None, what: str = "atoms") -> int | tuple[int, int] | None:
     """``"18"`` as 18, ``"15..20"`` as (15, 20); raises `UserError` for anything else."""
     if text is None:
         return None
     if not (found := re.fullmatch(r"(\d+)(?:\.\.(\d+))?", text.strip())):
-        raise UserError(f"atoms {text!r} is not a number or a range like 15..20")
+        raise UserError(f"{what} {text!r} is not a number or a range like 15..20")
     low, high = int(found[1]), int(found[2] or found[1])
     if low > high:
-        raise UserError(f"atoms {text!r}: the range is empty")
+        raise UserError(f"{what} {text!r}: the range is empty")
     return low if found[2] is None else (low, high)
 
 
@@ -65,9 +67,9 @@ def output_file(path: Path, suffixes: Sequence[str]) -> Path:
     """``path``, once it is clear that it can be written at the end of a long calculation.
 
     Raises `UserError` for an unknown suffix, a path that is a folder, and a place where nothing can
-    be written; nothing is created.
+    be written; nothing is created. A suffix may have two parts, like ``.graphml.zip``.
     """
-    if path.suffix.lower() not in suffixes:
+    if not (path.suffix and path.name.lower().endswith(tuple(suffixes))):
         raise UserError(
             f"output {path}: unknown suffix {path.suffix!r}, choose one of {', '.join(suffixes)}"
         )

@@ -52,7 +52,7 @@ def models(
         print(_card(known[name]).rstrip() or f"{name} has no card")
         return
     if not known:
-        print("no models; train one with `driftworks train molgen --out FOLDER`")
+        print("no models; train one with `driftworks train molgen` or `driftworks train graphgen`")
     for title, folder in known.items():
         meta = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20

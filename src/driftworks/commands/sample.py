@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from driftworks.commands.arguments import group, output_file, parse_sizes, parse_targets
+from driftworks.errors import UserError
 
-__all__ = ["app", "molgen"]
+__all__ = ["app", "graphgen", "molgen"]
 
 SUFFIXES = (".sdf", ".csv", ".parquet", ".smi")
+GRAPH_SUFFIXES = (".jsonl", ".g6", ".graphml", ".graphml.zip", ".npz", ".smi", ".sdf")
+PICTURES = (".png", ".svg", ".pdf")
 
 app = group(
     "Draw objects from a trained model.\n\n"
     "\b\n"
     "Example:\n"
-    "  driftworks sample molgen --n 100 --target mu=4 --out molecules.sdf"
+    "  driftworks sample molgen --n 100 --target mu=4 --out molecules.sdf\n"
+    "  driftworks sample graphgen --model runs/mine --n 100 --out graphs.jsonl"
 )
 
 
@@ -108,3 +113,170 @@ def molgen(
         f"{written} of {n} requested molecules written to {out}" + (lost and f" ({lost})")
         + f"; model {chosen.name}"
     )
+
+
+@app.command()
+def graphgen(
+    model: Annotated[
+        str, typer.Option("--model", help="Model name (see `driftworks models`) or its folder.")
+    ],
+    n: Annotated[int, typer.Option("--n", min=1, help="How many graphs to request.")] = 100,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            help="File to write, by suffix: .jsonl (networkx node-link, one graph a line, keeps "
+            "everything), .g6 (graph6, structure alone), .graphml (one graph), .graphml.zip, .npz "
+            "(edge lists), and of molecules .smi and .sdf.",
+        ),
+    ] = Path("graphs.jsonl"),
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--picture",
+            help=f"Draw the first 25 graphs on one sheet too: {', '.join(PICTURES)}.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Graph i depends on the seed and i alone.")
+    ] = 0,
+    first: Annotated[
+        int, typer.Option("--first", min=0, help="Number of the first graph of the seed.")
+    ] = 0,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps",
+            min=1,
+            help="Network evaluations a graph; more with solvers that ask twice a step.",
+            show_default="50, or 1000 of the gdss preset",
+        ),
+    ] = None,
+    nodes: Annotated[
+        str | None,
+        typer.Option(
+            "--nodes",
+            metavar="N",
+            help="Nodes of a graph: 18, or 12..20.",
+            show_default="as in the training data",
+        ),
+    ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--require",
+            help="What every graph must be, drawn again until it is: connected, tree, planar, "
+            "two_communities, lobster, ring_of_cliques, sbm, valence, molecule, max_degree=4; may "
+            "be repeated.",
+        ),
+    ] = None,
+    attempts: Annotated[
+        int,
+        typer.Option(
+            "--attempts", min=1, help="How often a graph that fails --require is drawn."
+        ),
+    ] = 20,
+    label: Annotated[
+        int | None, typer.Option("--label", min=0, help="Class of the graphs, 0, 1, ...")
+    ] = None,
+    prop: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--property", metavar="NAME=VALUE", help="Wanted number of a graph; may be repeated."
+        ),
+    ] = None,
+    guidance: Annotated[
+        float,
+        typer.Option(
+            "--guidance", help="Weight of --label and --property; 1 is the model as trained."
+        ),
+    ] = 1.0,
+    solver: Annotated[
+        str | None,
+        typer.Option(
+            "--solver",
+            help="How a system of SDEs is solved: ddpm, heun, dpmpp2, s4, predictor_corrector, ...",
+            show_default="the model's own",
+        ),
+    ] = None,
+    noise: Annotated[
+        float,
+        typer.Option("--noise", min=0.0, help="How much a discrete flow redraws as it goes."),
+    ] = 0.0,
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="Of a discrete flow; below 1 is more certain.")
+    ] = 1.0,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            "--batch-size",
+            min=1,
+            help="Graphs at a time; changes speed and memory, never the graphs.",
+        ),
+    ] = 64,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:0.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Draw graphs and write them to a file; a form that would lose attributes is refused.
+
+    \b
+    Example:
+      driftworks sample graphgen --model runs/mine --n 1000 --seed 1 --steps 50 \\
+          --require connected --out graphs.jsonl --picture graphs.png
+      driftworks sample graphgen --model runs/classes --label 2 --guidance 2 --out graphs.g6
+    """
+    sizes, wanted = parse_sizes(nodes, "nodes"), _numbers(prop or [])
+    output_file(out, GRAPH_SUFFIXES)
+    if picture is not None:
+        output_file(picture, PICTURES)
+
+    import time
+
+    from driftworks import graphgen as domain
+    from driftworks.graphgen import files
+
+    chosen = domain.load(model, device)
+    files.demand(out, chosen.attributes, n)
+    start = time.perf_counter()
+    drawn = chosen.sample(
+        n,
+        seed=seed,
+        first=first,
+        steps=steps,
+        nodes=sizes,
+        label=label,
+        properties=wanted or None,
+        guidance=guidance,
+        solver=solver,
+        noise=noise,
+        temperature=temperature,
+        require=require or (),
+        attempts=attempts,
+        batch_size=batch_size,
+        progress=not quiet,
+    )
+    seconds = time.perf_counter() - start
+    if not len(drawn):
+        raise UserError(f"{drawn}: nothing is written; ask for less with --require, or train on")
+    written = files.write(drawn.graphs, out, [int(k) for k in drawn.indices])
+    if picture is not None:
+        from driftworks.graphgen.picture import draw
+
+        draw(drawn, picture)
+    lost = f" ({len(drawn) - written} without a SMILES)" if written < len(drawn) else ""
+    print(f"{drawn}; {seconds:.1f} s ({1e3 * seconds / drawn.attempts:.0f} ms a draw)")
+    print(f"{written} written to {out}{lost}; model {chosen.name}")
+    if picture is not None:
+        print(f"picture in {picture}")
+
+
+def _numbers(given: list[str]) -> dict[str, float]:
+    values = {}
+    for name, text in parse_targets(given, "property", "density=0.2").items():
+        try:
+            values[name] = float(text)
+        except ValueError:
+            raise UserError(f"property {name}={text}: {text!r} is no number") from None
+        if not math.isfinite(values[name]):
+            raise UserError(f"property {name}={text}: {text!r} is not finite")
+    return values
