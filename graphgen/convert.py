@@ -34,6 +34,7 @@ __all__ = [
     "from_pyg",
     "from_rdkit",
     "molecule_attributes",
+    "molecule_of",
     "to_networkx",
     "to_pyg",
     "to_rdkit",
@@ -592,6 +593,24 @@ def _build(atoms: Sequence[tuple[Any, Any]], bonds: Iterable[tuple[int, int, int
     for i, j, order in bonds:
         mol.AddBond(i, j, kinds[order])
     return mol.GetMol()
+
+
+def molecule_of(graph: Graph) -> Mol:
+    """The RDKit molecule of one networkx graph as it stands, nothing sanitised.
+
+    Raises `UserError` unless nodes have ``element`` and ``charge`` and edges an ``order`` of 1-3.
+    """
+    place = {node: k for k, node in enumerate(graph)}
+    try:
+        atoms = [(str(data["element"]), int(data["charge"])) for _, data in graph.nodes(data=True)]
+        bonds = [(place[u], place[v], data["order"]) for u, v, data in graph.edges(data=True)]
+        return _build(atoms, bonds)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        what = " ".join(str(error).split())[:80]
+        raise UserError(
+            f"this graph is no molecule ({what}): nodes need the attributes element and charge, "
+            "edges the attribute order, 1 to 3"
+        ) from None
 
 
 def to_rdkit(graphs: Graphs) -> list[Mol]:

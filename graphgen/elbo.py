@@ -16,6 +16,12 @@ the last step, s = 1, being the reconstruction log p(x_1 | x_t) (Austin et al. 2
 denoising diffusion models in discrete state-spaces"). Every x_t is drawn afresh, which makes the
 sum unbiased; its standard error over draws is reported. The bound is for the nodes and edges of a
 graph in the given order and for its number of nodes.
+
+The law whose likelihood this bounds is that of the chain p itself, which the sampler runs at noise
+eta = 1 / k_t (`core.ctmc`). Where the network is exact, graphs drawn without noise have that law
+too, and the bound is tight in the limit of many steps; where it is not, the two laws differ by its
+errors. (The bound of the noiseless chain is never tight: that chain does not forget which entries
+have moved already, while the model cannot see it.)
 """
 
 from __future__ import annotations

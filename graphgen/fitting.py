@@ -7,12 +7,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from driftworks.errors import UserError
-from driftworks.graphgen.convert import declare, from_networkx, from_pyg
+from driftworks.graphgen import gdss
+from driftworks.graphgen.convert import MEMORY_LIMIT, declare, from_networkx, from_pyg
 from driftworks.graphgen.graph import Graphs
+from driftworks.graphgen.network import NetConfig, footprint
 from driftworks.graphgen.train import PRESETS, TrainConfig, describe, train
 from driftworks.graphgen.zoo import Model, load
 
@@ -31,6 +34,7 @@ def fit(
     edges: str | Sequence[str] = (),
     features: str | Sequence[str] = (),
     weight: str | None = None,
+    ignore: str | Sequence[str] = (),
     label: str | None = None,
     properties: Sequence[str] = (),
     system: str = "flow",
@@ -48,17 +52,22 @@ def fit(
         minutes, steps: length of the training (10 minutes when neither is given).
         nodes, edges: names of categorical attributes of nodes and edges.
         features: names of continuous node attributes; ``weight``: that of edges.
+        ignore: attributes to leave behind. Fields of PyTorch Geometric are named in the same way.
         label: name of an integer attribute 0, 1, ... of ``graph.graph`` to condition on.
         properties: names of numeric graph attributes to condition on; missing ones are allowed.
         system: "flow" for the discrete flow, "sde" for the system of SDEs.
         preset: sizes, "small" (a laptop) or "base" (a GPU); any field of `TrainConfig` may follow.
+            "gdss" is the published GDSS, "gdss-community_small" and so on (`gdss.PRESETS`) its
+            recipe for one data set: always a system of SDEs, trained for its published number of
+            epochs when no length is given; any field of `gdss.GdssRecipe` may follow.
         out: folder of the model and of the run's state; a temporary one when not given.
 
     Returns the model with averaged weights. Raises `UserError` for graphs that cannot be learned
     (none, directed, undeclared attributes, ...) and for settings that do not exist.
     """
-    if preset not in PRESETS:
-        raise UserError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    if preset not in PRESETS and preset not in gdss.PRESETS:
+        choices = ", ".join((*PRESETS, *gdss.PRESETS))
+        raise UserError(f"unknown preset {preset!r}; choose one of {choices}")
     if system not in ("flow", "sde"):
         raise UserError(f"unknown system {system!r}; choose flow or sde")
     classes: Tensor | None = None
@@ -68,41 +77,77 @@ def fit(
         if label or properties:
             raise UserError("label and properties are read from networkx graphs, not from a batch")
     else:
-        given: list[Any] = list(graphs)
+        given: list[Any] = _listed(graphs)
         if given and hasattr(given[0], "edge_index"):
-            batch = from_pyg(given)
+            if not all(isinstance(name, str) or len(name) < 2 for name in (nodes, edges)):
+                raise UserError("of PyTorch Geometric graphs one field holds the kinds of nodes, "
+                                "and one those of edges")
+            kinds = [name if isinstance(name, str) else "".join(name) for name in (nodes, edges)]
+            batch = from_pyg(given, kinds[0] or None, kinds[1] or None, features, weight, ignore)
             if label or properties:
                 raise UserError("label and properties are read from networkx graphs")
         else:
-            batch = from_networkx(given, declare(given, nodes, edges, features, weight))
+            batch = from_networkx(given, declare(given, nodes, edges, features, weight, ignore))
             classes = _labels(given, label) if label else None
             numbers = _numbers(given, properties) if properties else None
-    if minutes is None and steps is None:
-        minutes = 10.0
-    settings = PRESETS[preset] | recipe
-    sizes = settings.pop("net", {}) | {"system": system, "properties": tuple(properties)}
-    if classes is not None:
-        sizes["labels"] = int(classes.max()) + 1
-    config = TrainConfig.model_validate(
-        settings
-        | {"net": describe(batch, **sizes), "minutes": minutes, "steps": steps, "seed": seed,
-           "device": device}
-    )
+    run: dict[str, Any] = {"source": f"{len(batch)} graphs", "resume": resume, "progress": progress}
     with tempfile.TemporaryDirectory(prefix="driftworks-") as scratch:
-        folder = train(
-            config, batch, Path(out) if out is not None else Path(scratch) / "fit", label=classes,
-            properties=numbers, source=f"{len(batch)} graphs", resume=resume, progress=progress,
+        folder = Path(out) if out is not None else Path(scratch) / "fit"
+        if preset in gdss.PRESETS:
+            if label or properties:
+                raise UserError("the gdss preset has no labels and no properties to condition on")
+            published = gdss.configure(
+                preset, batch, minutes, steps, seed=seed, device=device, **recipe
+            )
+            return load(gdss.train(published, batch, folder, **run), device)
+        if minutes is None and steps is None:
+            minutes = 10.0
+        settings = PRESETS[preset] | recipe
+        sizes = settings.pop("net", {}) | {"system": system, "properties": tuple(properties)}
+        if classes is not None:
+            sizes["labels"] = int(classes.max()) + 1
+        config = TrainConfig.model_validate(
+            settings
+            | {"net": describe(batch, **sizes), "minutes": minutes, "steps": steps, "seed": seed,
+               "device": device}
         )
+        _refuse_too_large(config.net)
+        train(config, batch, folder, label=classes, properties=numbers, **run)
         return load(folder, device)
+
+
+def _listed(graphs: Any) -> list[Any]:
+    if hasattr(graphs, "number_of_nodes") or hasattr(graphs, "edge_index"):
+        raise UserError("expected a list of graphs, got one graph; put it in a list")
+    if isinstance(graphs, str | bytes) or not isinstance(graphs, Iterable):
+        raise UserError(f"expected a list of graphs, got {graphs!r:.60}")
+    return list(graphs)
+
+
+def _refuse_too_large(net: NetConfig) -> None:
+    """`UserError` where one graph alone would take more memory than `convert.MEMORY_LIMIT`."""
+    size = footprint(net, training=True)
+    if size * net.max_nodes**2 > MEMORY_LIMIT:
+        raise UserError(
+            f"a graph of {net.max_nodes} nodes takes {size * net.max_nodes**2 / 2**30:.1f} GiB to "
+            f"train on, the limit is {MEMORY_LIMIT / 2**30:.1f} GiB: graphs of up to "
+            f"{int((MEMORY_LIMIT / size) ** 0.5)} nodes fit (more with fewer layers)"
+        )
 
 
 def _labels(graphs: Sequence[Any], name: str) -> Tensor:
     values = []
     for i, graph in enumerate(graphs):
         value = graph.graph.get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
             raise UserError(f"graph {i}: label {name!r} must be a whole number >= 0, got {value!r}")
-        values.append(value)
+        values.append(int(value))
+    missing = sorted(set(range(min(max(values) + 1, len(values) + 1))) - set(values))
+    if missing:
+        raise UserError(
+            f"labels {name!r} must be 0, 1, ... without gaps: no graph has {missing[0]}, "
+            f"the largest is {max(values)}"
+        )
     return torch.tensor(values)
 
 

@@ -64,20 +64,23 @@ def evaluate(
 
     Parameters
     ----------
-    graphs: networkx graphs, None standing for one that failed; a `Graphs` batch; or molecules
-        (RDKit, or a batch whose attributes are those of molecules), see `evaluate_molecules`
+    graphs: what a model drew (`zoo.Drawn`, whose missing graphs count); networkx graphs, None
+        standing for one that failed; a `Graphs` batch; or molecules (RDKit, or graphs whose
+        attributes are those of molecules), see `evaluate_molecules`
     reference: held-out real graphs of the same kind
     train: the training graphs, for novelty, copies and the floor
     family: name of a predicate of `validity.FAMILIES`, or a function graph -> bool
     convention: whose published kernels, "gdss" or "digress"; never mix the two
     nodes, edges: categorical attributes that make graphs different and that NSPDK compares
-        (default: those a batch declares, else none)
+        (default: those that drawn graphs or a batch declare, else none)
     requested: graphs asked for, where more than are given; the missing ones count as failures
     subsets, bootstrap, permutations: repetitions; seconds: for one isomorphism test
 
-    Raises `UserError` for empty sets, graphs that are not simple and undirected, unknown names.
+    Raises `UserError` for empty sets, graphs that are not simple and undirected, graphs without
+    nodes among the real ones, attributes that a node or an edge lacks, unknown names.
     """
     kernels = kernels_of(convention)
+    graphs, requested = _of_model(graphs, requested)
     if _are_molecules(graphs):
         if family is not None:
             raise UserError("molecules have no family; their validity is a chemical one")
@@ -96,6 +99,10 @@ def evaluate(
         raise UserError(f"{requested} requested, but {len(given)} graphs are given")
     if not real:
         raise UserError("the reference set is empty")
+    if train is not None and not known:
+        raise UserError("the training set is empty; leave train out if there is none")
+    for name, part in (("generated", given), ("reference", real), ("train", known)):
+        _check(part, name, nodes, edges)
     given += [None] * (total - len(given))
     notes: list[str] = []
     statistics, data, failures, undecided = _rates(
@@ -106,8 +113,8 @@ def evaluate(
         notes.append(f"leak: {leak}")
     if undecided:
         notes.append(f"{undecided} isomorphism tests ran out of time and count as copies")
-    if any(graph is None for graph in given):
-        notes.append("failed graphs count as single isolated nodes in every MMD")
+    if any(graph is None or not len(graph) for graph in given):
+        notes.append("failed and empty graphs count as single isolated nodes in every MMD")
     repeats: dict[str, Any] = {
         "subsets": subsets,
         "resamples": bootstrap,
@@ -152,6 +159,38 @@ def evaluate(
         notes=tuple(notes),
         seed=seed,
     )
+
+
+def _of_model(graphs: Any, requested: int | None) -> tuple[Any, int | None]:
+    """The batch of what a model drew and how many were asked for; anything else as it is."""
+    batch = getattr(graphs, "graphs", None)
+    if not isinstance(batch, Graphs):
+        return graphs, requested
+    return batch, graphs.requested if requested is None else requested
+
+
+def _check(graphs: list[Any], name: str, nodes: Sequence[str], edges: Sequence[str]) -> None:
+    """`UserError` that names the set and the graph where something cannot be compared."""
+    try:
+        adjacencies(graphs)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    for i, graph in enumerate(graphs):
+        if graph is None or not len(graph):
+            if name != "generated":
+                raise UserError(f"{name}: graph {i} has no nodes")
+            continue
+        if not (nodes or edges):
+            continue
+        if not hasattr(graph, "number_of_nodes"):
+            raise UserError(f"{name}: graph {i} is no networkx graph, so it has no attributes")
+        for wanted, owners in ((nodes, graph.nodes(data=True)), (edges, graph.edges(data=True))):
+            for *owner, data in owners:
+                missing = [attribute for attribute in wanted if attribute not in data]
+                if missing:
+                    what = "-".join(map(repr, owner))
+                    what = f"{'node' if len(owner) == 1 else 'edge'} {what} of graph {i}"
+                    raise UserError(f"{name}: {what} lacks the attribute {missing[0]!r}")
 
 
 def _listed(graphs: Any) -> list[Any]:
@@ -308,6 +347,8 @@ def evaluate_molecules(
     ]  # fmt: skip
     if not real:
         raise UserError("the reference set has no valid molecule")
+    if known is not None and not known:
+        raise UserError("the training set has no valid molecule; leave train out if there is none")
     verdicts = [check(mol) for mol in given]
     smiles = [verdict.smiles for verdict in verdicts]
     times = Counter(text for text in smiles if text)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from driftworks.core.even import SiLU, even, silu
 
-__all__ = ["GraphNet", "NetConfig", "build", "walks"]
+__all__ = ["GraphNet", "NetConfig", "build", "footprint", "walks"]
 
 
 class NetConfig(BaseModel):
@@ -240,6 +240,15 @@ class GraphNet(nn.Module):
         if config.weights:
             answer["weights"] = out_pairs[..., k:]
         return answer
+
+
+def footprint(config: NetConfig, training: bool = False) -> int:
+    """Bytes of memory that a graph takes for each entry of its adjacency matrix.
+
+    About a dozen tensors of the width of pairs live at once, in training those of all layers.
+    """
+    numbers = 12 * config.pair_width + 6 * config.heads + 3 * config.walks
+    return 4 * numbers * (config.layers if training else 1)
 
 
 def build(config: NetConfig, seed: int = 0) -> GraphNet:

@@ -136,6 +136,10 @@ class GraphModel(nn.Module):
         )
         if "weights" in answer:
             answer["weights"] = answer["weights"].squeeze(-1)
+        for name, share in (("nodes", self.config.nodes), ("edges", self.config.edges)):
+            if min(share) == 0:  # a class that the data do not have is never drawn
+                absent = torch.tensor(share, device=t.device) == 0
+                answer[name] = answer[name].masked_fill(absent, -torch.inf)
         return answer
 
     def forward(

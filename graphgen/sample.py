@@ -18,6 +18,7 @@ from driftworks.core.guide import cfg
 from driftworks.core.keys import Keys
 from driftworks.core.process import State
 from driftworks.core.sample import sample
+from driftworks.core.solvers import Solver
 from driftworks.graphgen.process import GraphModel, decode, encode
 
 __all__ = ["clock", "generate"]
@@ -39,7 +40,7 @@ def generate(
     guidance: float = 1.0,
     noise: float = 0.0,
     temperature: float = 1.0,
-    solver: str = SOLVER,
+    solver: str | Solver = SOLVER,
     known: Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Clean graphs on the nodes of ``mask`` (B, N), and who stayed finite (B,).

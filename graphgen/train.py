@@ -1,10 +1,11 @@
 r"""Training a graph model: cross-entropy of the clean classes, on batches of one size of graph.
 
-At a time t, uniform on [0, 1], the network sees a noisy graph and is asked for every entry's clean
-class; its answers at all t are what the discrete flow and the system of SDEs sample with. The loss
-is the mean cross-entropy of nodes plus ``edge_weight`` times that of pairs, each over the entries
-of the batch that exist, plus the squared error of continuous attributes (the endpoint objective of
-Eijkelboom et al. 2024, "Variational flow matching for graph generation").
+At a time t, uniform on [0, 1] and spread evenly over a batch, the network sees a noisy graph and is
+asked for every entry's clean class; its answers at all t are what the discrete flow and the system
+of SDEs sample with. The loss is the mean cross-entropy of nodes plus ``edge_weight`` times that of
+pairs, each over the entries of the batch that exist, plus the squared error of continuous
+attributes (the endpoint objective of Eijkelboom et al. 2024, "Variational flow matching for graph
+generation").
 
 Graphs are sorted into buckets of similar size; a step draws a bucket in proportion to its graphs
 and as many graphs as fit ``pairs`` matrix entries, all from keys of (seed, step). Order of nodes
@@ -27,13 +28,13 @@ from driftworks.core.process import Bridge, Process
 from driftworks.core.run import Count, Fraction, Positive, Recipe, Run, open_folder, pick_device
 from driftworks.core.watch import Watch
 from driftworks.errors import UserError
-from driftworks.graphgen.network import GraphNet, NetConfig, build
+from driftworks.graphgen.network import NetConfig, build
 from driftworks.graphgen.process import GraphModel, encode, graph_process
 
 if TYPE_CHECKING:
     from driftworks.graphgen.graph import Graphs
 
-__all__ = ["PRESETS", "TrainConfig", "describe", "train"]
+__all__ = ["PRESETS", "TrainConfig", "describe", "export", "facts_of", "train"]
 
 
 class TrainConfig(Recipe):
@@ -145,12 +146,18 @@ class Batches:
             data[name] = x.to(self.device)
         mask = (torch.arange(n) < self.counts[rows].unsqueeze(1)).to(self.device)
         cond: dict[str, Tensor] = {}
+        # One in so many graphs asks for nothing; the others leave out each condition half of the
+        # time where there are several, because any one of them may be asked for alone.
+        several = (self.label is not None) + len(config.net.properties) > 1
+        left_out = 0.5 if several else 0.0
         asked = keys.uniform("condition", 0) >= config.unconditional
         if self.label is not None:
-            label = torch.where(asked, self.label[rows], config.net.labels)
-            cond["label"] = label.to(self.device)
+            told = asked & (keys.uniform("condition/label", 0) >= left_out)
+            cond["label"] = torch.where(told, self.label[rows], config.net.labels).to(self.device)
         if self.properties is not None:
-            shown = torch.where(asked.unsqueeze(1), self.properties[rows], torch.nan)
+            each = keys.uniform("condition/properties", 0, (len(config.net.properties),))
+            told = asked.unsqueeze(1) & (each >= left_out)
+            shown = torch.where(told, self.properties[rows], torch.nan)
             cond["properties"] = shown.to(self.device)
         return data, mask, cond, keys.to(self.device)
 
@@ -158,8 +165,11 @@ class Batches:
 def _bridge(
     process: Process, config: NetConfig, data: dict[str, Tensor], mask: Tensor, keys: Keys
 ) -> Bridge:
-    """Noisy graphs; in a system of SDEs the classes are encoded first."""
-    t = keys.uniform("time", 0)
+    """Noisy graphs; in a system of SDEs the classes are encoded first.
+
+    Graph i of B has its time in [i/B, (i + 1)/B]: the loss depends on t far more than on the graph.
+    """
+    t = (keys.uniform("time", 0) + torch.arange(len(keys), device=mask.device)) / len(keys)
     start = dict(data)
     if config.system == "sde":
         start["nodes"] = encode(data["nodes"], len(config.nodes)) * mask.unsqueeze(-1)
@@ -192,7 +202,18 @@ def endpoint_loss(
     return total, parts
 
 
-def export(run: Run[GraphNet], config: TrainConfig, folder: Path, facts: dict[str, Any]) -> str:
+def facts_of(graphs: Graphs, source: str) -> dict[str, Any]:
+    """What a model must know of its data: node counts and their shares, attributes, the source."""
+    sizes, members = torch.unique(graphs.mask.sum(1), return_counts=True)
+    return {
+        "sizes": sizes.tolist(),
+        "share": (members / members.sum()).tolist(),
+        "attributes": graphs.attributes.to_dict(),
+        "data": {"source": source, "graphs": len(graphs)},
+    }
+
+
+def export(run: Run[Any], config: Recipe, folder: Path, facts: dict[str, Any]) -> str:
     """Write the averaged weights in half precision as the model of ``folder``."""
     from driftworks import __version__
 
@@ -241,13 +262,7 @@ def train(
     run = Run(config, net, lambda: build(config.net), device)
     if resume:
         run.restore(out)
-    sizes, members = torch.unique(batches.counts, return_counts=True)
-    facts = {
-        "sizes": sizes.tolist(),
-        "share": (members / members.sum()).tolist(),
-        "attributes": graphs.attributes.to_dict(),
-        "data": {"source": source, "graphs": len(graphs)},
-    }
+    facts = facts_of(graphs, source)
     model = GraphModel(run.net, process)
     if config.compile:
         for layer in run.net.layers:

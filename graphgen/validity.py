@@ -9,6 +9,8 @@ r"""Does a graph belong to the family it was meant for? Exact predicates where t
     lobster           a tree that becomes a path (or nothing) when its leaves are cut off twice
     ring_of_cliques   equal complete graphs of >= 3 nodes in a ring, one edge from each to the next
     sbm               the block model of the SPECTRE set is not rejected, see `block_model`
+    valence           atoms (element, charge) and bonds (order) that pass RDKit's valence check
+    molecule          those that RDKit can sanitise, in one fragment
 
 The published block-model test forgets the sample size: its statistic (p_hat - p)^2 / p (1 - p) is
 not divided by 1 / pairs, so four times too many edges between blocks pass. Here blocks of the
@@ -37,6 +39,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driftworks.errors import UserError
+from driftworks.graphgen import molecules
+from driftworks.graphgen.convert import molecule_of
 from driftworks.graphgen.descriptors import Adjacency, adjacencies
 
 __all__ = ["FAMILIES", "BlockTest", "block_model", "holds", "predicate"]
@@ -323,6 +327,20 @@ def sbm(graph: Any) -> bool:
     return block_model(graph).passed
 
 
+def valence(graph: Any) -> bool:
+    """A molecule without impossible valences; `UserError` where a graph is no molecule."""
+    if graph is None or not len(graph):
+        return False
+    return molecules.check(molecule_of(graph)).published
+
+
+def molecule(graph: Any) -> bool:
+    """A molecule that can be sanitised and has one fragment; `UserError` as for `valence`."""
+    if graph is None or not len(graph):
+        return False
+    return molecules.check(molecule_of(graph)).connected
+
+
 #: Family -> predicate of one graph (networkx, or an adjacency matrix).
 FAMILIES: dict[str, Predicate] = {
     "connected": connected,
@@ -332,6 +350,8 @@ FAMILIES: dict[str, Predicate] = {
     "lobster": lobster,
     "ring_of_cliques": ring_of_cliques,
     "sbm": sbm,
+    "valence": valence,
+    "molecule": molecule,
 }
 
 

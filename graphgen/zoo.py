@@ -26,15 +26,18 @@ from torch import Tensor
 from driftworks.core import shelf
 from driftworks.core.keys import Keys
 from driftworks.core.run import pick_device
+from driftworks.core.solvers import Solver
+from driftworks.core.solvers import solver as solver_called
 from driftworks.core.workers import each_on_one_thread
 from driftworks.data.progress import progress_bar
 from driftworks.errors import UserError
-from driftworks.graphgen.convert import from_networkx, to_networkx
+from driftworks.graphgen import gdss
+from driftworks.graphgen.convert import MEMORY_LIMIT, from_networkx, to_networkx
 from driftworks.graphgen.elbo import Bound, bound
 from driftworks.graphgen.graph import Attributes, Graphs
-from driftworks.graphgen.network import GraphNet, NetConfig, build
+from driftworks.graphgen.network import NetConfig, build, footprint
 from driftworks.graphgen.process import GraphModel, graph_process
-from driftworks.graphgen.sample import generate
+from driftworks.graphgen.sample import SOLVER, generate
 from driftworks.graphgen.validity import predicate
 
 if TYPE_CHECKING:
@@ -44,6 +47,8 @@ __all__ = ["Drawn", "Model", "available", "load"]
 
 Requirement = str | Callable[[Any], bool]
 Nodes = int | tuple[int, int] | Sequence[int] | None
+STEPS = 50
+FAR = 1e3  # standard deviations; a known value farther out is shown to the network as that
 _STRIDE = 1 << 40  # attempts at graph i are the numbers i, i + 2^40, i + 2 * 2^40, ...
 
 
@@ -98,7 +103,8 @@ class Model:
     """A trained graph process, ready to be asked.
 
     Attributes: ``name``, ``hash`` (SHA-256 of the weights), ``meta`` (configuration, training
-    record), ``config``, ``attributes`` of its graphs, ``sizes`` and ``share`` of the node counts.
+    record), ``config``, ``attributes`` of its graphs, ``sizes`` and ``share`` of the node counts,
+    ``steps`` it takes when none are asked for.
     """
 
     def __init__(
@@ -107,9 +113,14 @@ class Model:
         self.name, self.meta, self.device = name, meta, device
         self.hash: str = meta["sha256"]
         try:
-            self.config = NetConfig.model_validate(meta["config"]["net"])
-            self.net: GraphNet = build(self.config)
-            self.net.load_state_dict({k: v.float() for k, v in tensors.items()})
+            settings = meta["config"]
+            self.model: GraphModel | gdss.GdssModel
+            if settings["net"].get("system") == "gdss":
+                self.model = gdss.model_of(settings)
+            else:
+                config = NetConfig.model_validate(settings["net"])
+                self.model = GraphModel(build(config), graph_process(config))
+            self.model.net.load_state_dict({k: v.float() for k, v in tensors.items()})
             self.sizes = np.asarray(meta["sizes"], dtype=np.int64)
             self.share = np.asarray(meta["share"], dtype=np.float64)
             self.attributes = Attributes.from_dict(meta["attributes"])
@@ -121,9 +132,10 @@ class Model:
         broken = [k for k, v in tensors.items() if not torch.isfinite(v).all()]
         if broken:
             raise UserError(f"checkpoint {name!r} holds weights that are not finite: {broken[0]}")
-        self.net.to(device).eval().requires_grad_(False)
-        self.process = graph_process(self.config)
-        self.model = GraphModel(self.net, self.process).eval()
+        self.model.to(device).eval().requires_grad_(False)
+        self.net, self.process, self.config = self.model.net, self.model.process, self.model.config
+        published = self.model.sampler if isinstance(self.model, gdss.GdssModel) else None
+        self.steps = published.steps if published else STEPS
 
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.net.parameters())
@@ -138,7 +150,8 @@ class Model:
         *,
         seed: int = 0,
         first: int = 0,
-        steps: int = 50,
+        steps: int | None = None,
+        solver: str | Solver | None = None,
         nodes: Nodes = None,
         label: int | Sequence[int] | None = None,
         properties: Mapping[str, float | Sequence[float]] | None = None,
@@ -154,7 +167,11 @@ class Model:
 
         Args:
             n: graphs requested.
-            steps: network evaluations a graph (doubled by ``guidance`` other than 1).
+            steps: of the clock, by default 50, and 1000 for the preset "gdss"; each is one network
+                evaluation a graph (doubled by ``guidance`` other than 1; more with solvers that ask
+                more than once a step, such as "predictor_corrector").
+            solver: how a system of SDEs is solved: a name of `core.solvers.SOLVERS`, or a solver
+                with options, ``core.solvers.solver("s4", ratio=0.1)``. A discrete flow takes none.
             nodes: node count, a range (low, high), or n counts; as in the data when not given.
             label, properties: what to condition on, one value or n.
             guidance: classifier-free guidance weight: 1 is the conditional model itself, 0 the
@@ -170,7 +187,9 @@ class Model:
         not stay finite or failed all attempts are counted in its ``failures``. Raises `UserError`
         on impossible requests.
         """
+        steps = self.steps if steps is None else steps
         self._whole(n=n, steps=steps, batch_size=batch_size, attempts=attempts)
+        self._fits_system(solver, noise, temperature)
         if first < 0 or first + n >= _STRIDE:
             raise UserError(f"first must lie in 0..2**40 - n, got {first}")
         if not (isinstance(guidance, int | float) and 0 <= guidance < np.inf):
@@ -181,7 +200,7 @@ class Model:
         tests = _requirements(require)
         settings = partial(
             self._batch, steps=steps, guidance=float(guidance), noise=noise,
-            temperature=temperature,
+            temperature=temperature, solver=solver,
         )
         return self._draw(n, keys, sizes, cond, None, tests, attempts, batch_size, progress,
                           settings, first)
@@ -193,9 +212,10 @@ class Model:
         *,
         count: int = 1,
         seed: int = 0,
-        steps: int = 50,
+        steps: int | None = None,
         guidance: float = 1.0,
         label: int | None = None,
+        properties: Mapping[str, float] | None = None,
         noise: float = 0.0,
         require: Requirement | Sequence[Requirement] = (),
         attempts: int = 20,
@@ -207,13 +227,16 @@ class Model:
         numbered on. ``count`` completions are drawn. Raises `UserError` for attributes the model
         does not know, and for an ``n`` that is smaller than the known graph.
         """
+        steps = self.steps if steps is None else steps
         self._whole(count=count, steps=steps, batch_size=batch_size, attempts=attempts)
+        self._fits_system(None, noise, 1.0)
         part = from_networkx([partial_graph], self.attributes)
         have = part.max_nodes
         if n is None:
             n = max(have, int(self.sizes[np.searchsorted(self.share.cumsum(), 0.5)]))
         if n < have:
             raise UserError(f"n={n} is less than the {have} nodes that are known")
+        self._room(n)
         whole = part.padded(n)
         held = torch.arange(n) < have
         known: dict[str, tuple[Tensor, Tensor]] = {
@@ -222,18 +245,20 @@ class Model:
         }
         if self.config.features:
             mean, deviation = torch.tensor(self.config.features, dtype=torch.float64).unbind(1)
-            known["features"] = ((whole.features - mean) / deviation, held[None])
+            scaled = ((whole.features - mean) / deviation).clamp(-FAR, FAR)
+            known["features"] = (scaled, held[None])
         if self.config.weights and whole.weights is not None:
             ((centre, scale),) = self.config.weights
             linked = known["edges"][1] & (whole.edges > 0)
-            known["weights"] = ((whole.weights - centre) / scale * linked, linked)
+            scaled = ((whole.weights - centre) / scale).clamp(-FAR, FAR)
+            known["weights"] = (scaled * linked, linked)
         keys = Keys.for_samples(seed, range(count))
         tests = _requirements(require)
         settings = partial(
             self._batch, steps=steps, guidance=float(guidance), noise=noise, temperature=1.0
         )
         out = self._draw(
-            count, keys, np.full(count, n), self._condition(count, label, None), known, tests,
+            count, keys, np.full(count, n), self._condition(count, label, properties), known, tests,
             attempts, batch_size, False, settings, 0,
         )
         # Scaling there and back may round: what was given is put in as it was given.
@@ -258,6 +283,8 @@ class Model:
     def elbo(self, graphs: Sequence[Graph] | Graphs, *, steps: int = 100, draws: int = 1,
              seed: int = 0) -> Bound:
         """A lower bound of the log-likelihood of graphs, in nats; see `graphgen.elbo`."""
+        if not isinstance(self.model, GraphModel):
+            raise UserError("the bound is for discrete flows, and this model is a system of SDEs")
         given = graphs if isinstance(graphs, Graphs) else from_networkx(graphs, self.attributes)
         return bound(self.model, given, steps=steps, draws=draws, seed=seed)
 
@@ -267,9 +294,27 @@ class Model:
             if not isinstance(value, int | np.integer) or value < 1:
                 raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
 
+    def _fits_system(self, solver: str | Solver | None, noise: float, temperature: float) -> None:
+        """`UserError` for settings of the other system, and for a solver that is not there."""
+        if self.config.system == "flow":
+            if solver is not None:
+                raise UserError(
+                    f"{self.name} is a discrete flow, which has no solver (got {solver!r}): "
+                    "solvers are for models trained with system='sde' or preset='gdss'"
+                )
+        elif noise != 0.0 or temperature != 1.0:
+            raise UserError(
+                f"noise={noise} and temperature={temperature} are settings of discrete flows; "
+                f"{self.name} is a system of SDEs"
+            )
+        if isinstance(solver, str):
+            solver_called(solver)
+
     def _counts(self, keys: Keys, nodes: Nodes) -> np.ndarray:
         n = len(keys)
         if nodes is None or isinstance(nodes, tuple):
+            if nodes is not None and len(nodes) != 2:
+                raise UserError(f"nodes={nodes}: a range is two numbers; give counts as a list")
             low, high = nodes if nodes is not None else (self.sizes.min(), self.sizes.max())
             inside = (self.sizes >= low) & (self.sizes <= high)
             if not inside.any():
@@ -288,9 +333,12 @@ class Model:
     ) -> dict[str, Tensor] | None:
         cond: dict[str, Tensor] = {}
         if label is not None:
-            labels = torch.as_tensor(label).expand(n).long()
             if self.config.labels == 0:
                 raise UserError(f"{self.name} was trained without labels")
+            given = np.asarray(label)
+            if given.dtype.kind not in "iu" or given.shape not in ((), (n,)):
+                raise UserError(f"label must be a whole number or {n} of them, got {label!r:.60}")
+            labels = torch.from_numpy(np.broadcast_to(given, n).astype(np.int64))
             if int(labels.min()) < 0 or int(labels.max()) >= self.config.labels:
                 raise UserError(f"label must lie in 0..{self.config.labels - 1}, got {label}")
             cond["label"] = labels
@@ -302,14 +350,23 @@ class Model:
                 raise UserError(f"unknown properties {', '.join(unknown)}; it knows {known}")
             values = torch.full((n, len(names)), torch.nan)
             for name, value in properties.items():
-                values[:, names.index(name)] = torch.as_tensor(value, dtype=torch.float32)
+                try:
+                    row = np.asarray(value, np.float32)
+                except (TypeError, ValueError):
+                    row = np.full((), np.inf, np.float32)
+                if row.shape not in ((), (n,)) or np.isinf(row).any():
+                    raise UserError(
+                        f"property {name} must be a finite number or {n} of them (NaN asks for "
+                        f"nothing), got {value!r:.60}"
+                    )
+                values[:, names.index(name)] = torch.from_numpy(np.broadcast_to(row, n).copy())
             cond["properties"] = values
         return cond or None
 
     def _batch(
         self, keys: Keys, rows: np.ndarray, size: int, cond: dict[str, Tensor] | None,
         known: dict[str, tuple[Tensor, Tensor]] | None, steps: int, guidance: float, noise: float,
-        temperature: float,
+        temperature: float, solver: str | Solver | None = None,
     ) -> tuple[Graphs, np.ndarray]:
         """The finite graphs of one size, computed together, and which of the rows they are."""
         chosen = torch.from_numpy(rows)
@@ -319,16 +376,19 @@ class Model:
         asked = None if cond is None else {k: v[padded].to(self.device) for k, v in cond.items()}
         given = None
         if known is not None:
-            given = {
-                name: tuple(
-                    x.expand(len(padded), *x.shape[1:]).to(self.device) for x in (value, where)
-                )
-                for name, (value, where) in known.items()
-            }
-        state, finite = generate(
-            self.model, keys[padded].to(self.device), mask, steps, asked, guidance, noise,
-            temperature, known=given,  # type: ignore[arg-type]
-        )
+
+            def spread(x: Tensor) -> Tensor:
+                return x.expand(len(padded), *x.shape[1:]).to(self.device)
+
+            given = {name: (spread(value), spread(where)) for name, (value, where) in known.items()}
+        some = keys[padded].to(self.device)
+        if isinstance(self.model, gdss.GdssModel):
+            state, finite = gdss.generate(self.model, some, mask, steps, solver, given)
+        else:
+            state, finite = generate(
+                self.model, some, mask, steps, asked, guidance, noise, temperature,
+                solver or SOLVER, given,
+            )
         finite[len(chosen) :] = False
         graphs = self._graphs({k: v[finite].cpu() for k, v in state.items()}, size)
         return graphs, rows[finite[: len(chosen)].cpu().numpy()]
@@ -348,12 +408,26 @@ class Model:
             state["edges"], state["nodes"], features, weights, mask, self.attributes
         )
 
+    def _room(self, size: int) -> int:
+        """How many graphs of a size fit into memory together; `UserError` where none does."""
+        if isinstance(self.model, gdss.GdssModel):
+            return 1 << 20
+        each = footprint(self.config) * size * size
+        if each > MEMORY_LIMIT:
+            raise UserError(
+                f"a graph of {size} nodes takes {each / 2**30:.1f} GiB to draw, the limit is "
+                f"{MEMORY_LIMIT / 2**30:.1f} GiB: graphs of up to "
+                f"{int((MEMORY_LIMIT / footprint(self.config)) ** 0.5)} nodes fit"
+            )
+        return int(MEMORY_LIMIT // each)
+
     def _draw(
         self, n: int, keys: Keys, sizes: np.ndarray, cond: dict[str, Tensor] | None,
         known: dict[str, tuple[Tensor, Tensor]] | None, tests: list[Callable[[Any], bool]],
         attempts: int, batch_size: int, progress: bool,
         compute: Callable[..., tuple[Graphs, np.ndarray]], first: int,
     ) -> Drawn:
+        most = {int(size): min(batch_size, self._room(int(size))) for size in np.unique(sizes)}
         waiting = np.arange(n)
         kept: list[tuple[Graphs, np.ndarray]] = []
         drawn = lost = 0
@@ -361,10 +435,10 @@ class Model:
             for attempt in range(attempts if tests else 1):
                 again = Keys.for_samples(keys.seed, keys.ids + attempt * _STRIDE)
                 batches = [
-                    rows[start : start + batch_size]
+                    rows[start : start + most[int(size)]]
                     for size in np.unique(sizes[waiting])[::-1]
                     for rows in [waiting[sizes[waiting] == size]]
-                    for start in range(0, len(rows), batch_size)
+                    for start in range(0, len(rows), most[int(size)])
                 ]
 
                 def one(rows: np.ndarray, again: Keys = again) -> tuple[Graphs, np.ndarray]:
@@ -387,7 +461,9 @@ class Model:
                     break
         order = np.concatenate([rows for _, rows in kept]) if kept else np.empty(0, np.int64)
         rank = np.argsort(order, kind="stable")
-        graphs = Graphs.cat([g for g, _ in kept])[rank] if len(order) else Graphs.empty()
+        graphs = Graphs.cat([g for g, _ in kept])[rank] if len(order) else (
+            Graphs.empty(attributes=self.attributes)
+        )
         failures = {"not_finite": lost}
         if tests:
             failures = {"requirements": n - len(order)}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import networkx as nx
 import numpy as np
 import pytest
+from rdkit import Chem
 
 from driftworks.data.graphs import generate
 from driftworks.errors import UserError
+from driftworks.graphgen.convert import from_rdkit, to_networkx
 from driftworks.graphgen.validity import FAMILIES, block_model, holds, predicate
 
 
@@ -140,6 +142,24 @@ def test_a_block_model_test_says_why_it_failed(rng):
         block_model(dense, inside=0.1, between=0.2)
     with pytest.raises(UserError, match="level = 2"):
         block_model(dense, level=2)
+
+
+def test_valences_and_whole_molecules_are_those_of_rdkit():
+    def graph(smiles):
+        (mol,) = to_networkx(from_rdkit([Chem.MolFromSmiles(smiles)]))
+        return mol
+
+    ethanol, salt, ring = graph("CCO"), graph("C[NH3+].[Cl-]"), graph("c1ccccc1")
+    crowded = ethanol.copy()
+    crowded.edges[0, 1]["order"] = crowded.edges[1, 2]["order"] = 3
+    charged = ethanol.copy()
+    charged.nodes[2]["charge"] = 1  # an oxonium with hydrogens to spare
+    given = [ethanol, salt, ring, crowded, charged, None]
+    assert holds("valence", given).tolist() == [True, True, True, False, True, False]
+    assert holds("molecule", given).tolist() == [True, False, True, False, True, False]
+    for bad in (nx.path_graph(2), nx.set_edge_attributes(ethanol, 7, "order") or ethanol):
+        with pytest.raises(UserError, match="this graph is no molecule"):
+            holds("valence", [bad])
 
 
 def test_graphs_that_failed_are_in_no_family():
