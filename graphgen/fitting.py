@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from driftworks.errors import UserError
@@ -44,6 +45,7 @@ def fit(
     seed: int = 0,
     device: str = "auto",
     progress: bool = True,
+    source: str | None = None,
     **recipe: Any,
 ) -> Model:
     """Train a model on networkx graphs, PyTorch Geometric data, or a `Graphs` batch.
@@ -60,6 +62,7 @@ def fit(
             "gdss" is the published GDSS, "gdss-community_small" and so on (`gdss.PRESETS`) its
             recipe for one data set: always a system of SDEs, trained for its published number of
             epochs when no length is given; any field of `gdss.GdssRecipe` may follow.
+        source: where the graphs are from, for the model's record.
         out: folder of the model and of the run's state; a temporary one when not given.
 
     Returns the model with averaged weights. Raises `UserError` for graphs that cannot be learned
@@ -90,7 +93,9 @@ def fit(
             batch = from_networkx(given, declare(given, nodes, edges, features, weight, ignore))
             classes = _labels(given, label) if label else None
             numbers = _numbers(given, properties) if properties else None
-    run: dict[str, Any] = {"source": f"{len(batch)} graphs", "resume": resume, "progress": progress}
+    run: dict[str, Any] = {
+        "source": source or f"{len(batch)} graphs", "resume": resume, "progress": progress,
+    }
     with tempfile.TemporaryDirectory(prefix="driftworks-") as scratch:
         folder = Path(out) if out is not None else Path(scratch) / "fit"
         if preset in gdss.PRESETS:
@@ -106,11 +111,18 @@ def fit(
         sizes = settings.pop("net", {}) | {"system": system, "properties": tuple(properties)}
         if classes is not None:
             sizes["labels"] = int(classes.max()) + 1
-        config = TrainConfig.model_validate(
-            settings
-            | {"net": describe(batch, **sizes), "minutes": minutes, "steps": steps, "seed": seed,
-               "device": device}
-        )
+        try:
+            config = TrainConfig.model_validate(
+                settings
+                | {"net": describe(batch, **sizes), "minutes": minutes, "steps": steps,
+                   "seed": seed, "device": device}
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "settings"
+            fields = ", ".join(TrainConfig.model_fields)
+            choices = f"; there are {fields}" if first["type"] == "extra_forbidden" else ""
+            raise UserError(f"{place}={first['input']!r:.60}: {first['msg']}{choices}") from None
         _refuse_too_large(config.net)
         train(config, batch, folder, label=classes, properties=numbers, **run)
         return load(folder, device)

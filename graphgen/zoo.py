@@ -410,7 +410,7 @@ class Model:
 
     def _room(self, size: int) -> int:
         """How many graphs of a size fit into memory together; `UserError` where none does."""
-        if isinstance(self.model, gdss.GdssModel):
+        if not isinstance(self.config, NetConfig):
             return 1 << 20
         each = footprint(self.config) * size * size
         if each > MEMORY_LIMIT:

@@ -317,3 +317,16 @@ def test_graphs_a_model_could_not_draw_count_in_its_evaluation(model):
     assert (report.requested, report.delivered) == (6, len(out))
     assert report.failures["missing"] == 6 - len(out)
     assert evaluate(list(out), seen, **QUICK).requested == len(out)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"minutes": 0}, "minutes=0: Input should be greater than 0"),
+        ({"epochs": 5}, "epochs=5: Extra inputs are not permitted; there are seed, batch"),
+        ({"minutes": 1, "steps": 2}, "give the length of the run as either steps or minutes"),
+    ],
+)
+def test_recipes_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        graphgen.fit(GOOD, progress=False, **settings)

@@ -203,6 +203,7 @@ def graphgen(
         on_edges = [*edges, *([weight] if weight else [])]
         examples = declared(source.graphs, [*nodes, *features], on_edges, ignore or [])
         print(f"{len(examples)} graphs to train on: {source.text}")
+    recipe: dict[str, Any] = {} if batch_size is None else {"batch": batch_size}
     fit(
         examples,
         minutes,
@@ -220,7 +221,8 @@ def graphgen(
         seed=seed,
         device=device,
         progress=not quiet,
-        **({"batch": batch_size} if batch_size is not None else {}),
+        source=source.text,
+        **recipe,
     )
     print(f"model written to {out}")
 
