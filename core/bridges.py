@@ -182,13 +182,16 @@ class TwoSided:
         """Draw x_t for the pairs ``x0``, ``x1`` (B, ...) at times ``t`` (B,).
 
         Both are projected onto the space (`Flat` by default), z is the space's keyed noise.
-        UserError for shapes that differ and for spaces of tokens or rotations.
+        UserError for shapes that differ, unless there is one key a pair, and for spaces of tokens
+        or rotations.
         """
         space = real_space(space)
         if x0.shape != x1.shape:
             raise UserError(
                 f"pairs have one shape, got x0 {tuple(x0.shape)} and x1 {tuple(x1.shape)}"
             )
+        if len(x1) != len(keys):
+            raise UserError(f"there are {len(x1)} pairs and {len(keys)} keys")
         x0, x1 = space.project(x0.to(x1), mask), space.project(x1, mask)
         z = space.noise(keys, stream, step, x1, mask)
         x_t = _sum(x1, (self.alpha(t), x0), (self.beta(t), x1), (self.gamma(t), z))
@@ -249,6 +252,11 @@ def bridge_loss(answer: Answer, drawn: Draw, weights: Mapping[str, float] | None
     losses, total = {}, torch.zeros((), device=drawn.x_t.device)
     for head, prediction in heads.items():
         prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
+        if prediction.shape != drawn.x_t.shape:
+            raise UserError(
+                f"the model answered {head!r} in shape {tuple(prediction.shape)}, the state has "
+                f"{tuple(drawn.x_t.shape)}"
+            )
         gap = prediction - drawn.target(head)
         if entries is None:
             loss = gap.square().mean()

@@ -82,6 +82,8 @@ class Keys:
     @classmethod
     def for_samples(cls, seed: int, ids: Tensor | range | list[int]) -> Keys:
         """Keys of the samples ``ids`` under ``seed`` (any Python integer; used modulo 2**64)."""
+        if not isinstance(seed, int):
+            raise ValueError(f"a seed is a whole number, got {seed!r}")
         ids = torch.as_tensor(list(ids) if isinstance(ids, range) else ids)
         if ids.ndim != 1:
             raise ValueError(f"sample ids must have shape (B,), got {tuple(ids.shape)}")

@@ -387,7 +387,8 @@ def _integrate(
     else:
         double = all(part.dtype == torch.float64 for part in x.values())
         run = ode.dopri5(
-            slope, state, begin, end, rtol=tolerance or (1e-7 if double else 1e-5),
+            slope, state, begin, end,
+            rtol=(1e-7 if double else 1e-5) if tolerance is None else tolerance,
             counted=counted, max_evaluations=max_evaluations, progress=progress,
         )
     failed = int((~run.ok).sum())

@@ -69,6 +69,13 @@ class Part:
     predicts: str = "denoised"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.space, Space) or not (
+            isinstance(self.path, Path) or hasattr(self.path, "accepts")
+        ):
+            raise UserError(
+                f"a part is a space and a path, such as Part(Flat(), Path.linear()); got "
+                f"{self.space!r} and {self.path!r}"
+            )
         if not isinstance(self.path, Path):
             object.__setattr__(self, "predicts", self.path.accepts(self.space, self.predicts))
             return
@@ -103,6 +110,8 @@ class Process:
     def __init__(self, parts: Mapping[str, Part] | Part):
         self.single = isinstance(parts, Part)
         self.parts: dict[str, Part] = {"x": parts} if isinstance(parts, Part) else dict(parts)
+        if not self.parts or not all(isinstance(part, Part) for part in self.parts.values()):
+            raise UserError(f"a process is made of parts, Part(space, path), got {parts!r}")
 
     def __repr__(self) -> str:
         return f"Process({self.parts})"
@@ -153,9 +162,13 @@ class Process:
 
         ``x_0`` may supply the noise of some or all continuous parts (an alignment with the data, a
         coupling); the rest is drawn from ``keys`` at ``step``. Both must lie in their spaces, with
-        zeros where the mask is False. Raises ValueError for noise of a part that is not there.
+        zeros where the mask is False. Raises ValueError for noise of a part that is not there, and
+        `UserError` unless there is one key a sample.
         """
         data = self.unpack(x_1)
+        for name, x in data.items():
+            if len(x) != len(keys):
+                raise UserError(f"part {name!r} has {len(x)} samples; there are {len(keys)} keys")
         given = {} if x_0 is None else self.unpack(x_0) if isinstance(x_0, Tensor) else x_0
         if not given.keys() <= self.parts.keys():
             unknown = ", ".join(sorted(given.keys() - self.parts.keys()))

@@ -261,15 +261,31 @@ def sample(
 
     Raises UserError for settings that do not fit together. Warns when samples failed.
     """
+    if len(keys) == 0:
+        raise UserError("there are no keys: nothing to sample")
+    if not dtype.is_floating_point:
+        raise UserError(f"dtype of the real parts must be a real number's, got {dtype}")
+    if particles is not None and not hasattr(particles, "start"):
+        raise UserError(f"particles must be a Resampling(), got {particles!r}")
     if callable(grid) or grid is None:
         grid = (grid or grids.uniform)(steps)
+    grid = tuple(map(float, grid))
     tables, times, ends = _tables(process, solver, grid)
     if guide is not None:
         model = guide(model)
+        target = getattr(model, "target", None)  # of a weighted model
+        if target is not None and target.process is not process:
+            raise UserError("the guide was built on another process than the one to be sampled")
     evaluations = getattr(model, "evaluations", 1)
 
     like = _like(process, keys, shape, dtype)
     masks = {name: process.mask_of(name, mask) for name in like}
+    for name, m in masks.items():
+        if m is not None and (m.dtype != torch.bool or m.shape != like[name].shape[:2]):
+            raise UserError(
+                f"the mask of part {name!r} must be bool of shape {tuple(like[name].shape[:2])}, "
+                f"got {m.dtype} {tuple(m.shape)}"
+            )
     if initial is not None:
         state = dict(process.unpack(initial))
         for name, x in state.items():
@@ -345,6 +361,10 @@ def sample(
         answer: Any = model(process.pack(state), clock, mask=mask, cond=cond, previous=previous)
         weighted = None
         if not isinstance(answer, Tensor | dict):
+            if not hasattr(answer, "prediction"):
+                raise UserError(
+                    f"the model answered {type(answer).__name__}, not a tensor or a dict of parts"
+                )
             weighted, answer = answer, answer.prediction
         predictions = guard.check(process.unpack(answer), state)
         if population is not None:

@@ -28,6 +28,7 @@ from driftworks.core.predict import as_denoised, per_sample
 from driftworks.core.process import Bridge, Part, Process, State
 from driftworks.core.spaces import Centred
 from driftworks.core.times import time_samples
+from driftworks.errors import UserError
 
 __all__ = ["Ema", "Loss", "matching_loss", "time_samples", "velocity_weight"]
 
@@ -87,6 +88,11 @@ def _real_error(
             part.space, predicted, data, x_t, t, mask, part.predicts, cap
         )
         return error, part.space.entry_mask(mask, error)
+    if predicted.shape != x_t.shape:
+        raise UserError(
+            f"the model answered in shape {tuple(predicted.shape)}, the state has "
+            f"{tuple(x_t.shape)}"
+        )
     denoised = as_denoised(part.path, _wide(predicted), x_t, t, part.predicts)
     error = (denoised - data).square()
     if cap is not None:

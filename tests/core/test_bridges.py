@@ -269,3 +269,13 @@ def test_pairs_of_one_point_make_the_mirror_interpolant():
     drawn = bridge.draw(x, x, t, keys(4))
     close(drawn.x_t, x + bridge.gamma(t)[:, None] * drawn.z)
     close(drawn.target("tangent"), torch.zeros_like(x))
+
+
+def test_answers_and_keys_that_do_not_fit_are_refused():
+    bridge, x = TwoSided.linear(), torch.zeros(8, 2)
+    t = torch.full((8,), 0.5)
+    with pytest.raises(UserError, match="8 pairs and 1 keys"):
+        bridge.draw(x, x, t, Keys.for_samples(0, [3]))
+    drawn = bridge.draw(x, x, t, Keys.for_samples(0, range(8)))
+    with pytest.raises(UserError, match=r"shape \(8, 1\), the state has \(8, 2\)"):
+        bridge_loss(torch.zeros(8, 1), drawn)

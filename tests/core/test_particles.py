@@ -136,7 +136,8 @@ def test_resampling_keeps_normalisers_unbiased_and_says_who_descends_from_whom()
     heavy = int(rate.argmax())
     share = weights.mean((home % size == heavy).double())
     error = z * share - (rate.softmax(0)[heavy])
-    assert abs(error.mean().item()) < 4 * error.std().item() / runs**0.5
+    # the number of descendants takes few values: one that no run shows is rarer than 10 / runs
+    assert abs(error.mean().item()) < 4 * error.std().item() / runs**0.5 + 10.0 / (runs * size)
 
 
 ENTRY = torch.ones(1, dtype=F)

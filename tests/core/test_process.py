@@ -268,3 +268,15 @@ def test_a_part_checks_what_it_is_made_of():
     assert Part(Tokens(3), Masking()).predicts == "logits"
     assert Part(Flat(), Path.vp(), "noise").predicts == "noise"
     assert "Centred" in repr(MOLECULE)
+
+
+def test_one_key_a_sample_and_parts_of_a_space_and_a_path_are_demanded():
+    process, x = Process(Part(Flat(), Path.linear())), torch.zeros(8, 2)
+    for keys in (Keys.for_samples(0, [1]), Keys.for_samples(0, range(4))):
+        with pytest.raises(UserError, match=f"8 samples; there are {len(keys)} keys"):
+            process.bridge(x, torch.full((8,), 0.5), keys)
+    for space, path in ((Flat, Path.linear()), (Path.linear(), Flat()), (Flat(), Path.linear)):
+        with pytest.raises(UserError, match="a part is a space and a path"):
+            Part(space, path)
+    with pytest.raises(UserError, match="made of parts"):
+        Process({})

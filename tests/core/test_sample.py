@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 
-from driftworks.core import grids, solvers
+from driftworks.core import grids, solvers, weigh
 from driftworks.core.ctmc import Masking
 from driftworks.core.guide import cfg
 from driftworks.core.keys import Keys
@@ -428,3 +428,34 @@ def test_settings_that_do_not_fit_are_refused():
         sample(halve, PLAIN, KEYS, (4,), initial=torch.zeros(6, 3))
     with pytest.raises(ValueError, match=r"part 'x' has shape \(6, 1\), its state \(6, 4\)"):
         sample(lambda x, t, **_: x[:, :1], PLAIN, KEYS, (4,))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mask": torch.ones(4, 3)}, "mask of part 'x' must be bool of shape .4, 3., got torch.fl"),
+        ({"mask": torch.ones(4, 2, dtype=torch.bool)}, "must be bool of shape"),
+        ({"dtype": torch.int64}, "dtype of the real parts"),
+        ({"particles": True}, "particles must be a Resampling"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused(settings, message):
+    process, keys = Process(Part(Flat(), Path.linear())), Keys.for_samples(0, range(4))
+    model = Gaussian(0.0, 1.0).on(Path.linear())
+    with pytest.raises(UserError, match=message):
+        sample(model, process, keys, (3, 2), **settings)
+    assert sample(model, process, keys, (3, 2), grid=torch.linspace(0, 1, 5)).nfe == 4
+    with pytest.raises(UserError, match="no keys"):
+        sample(model, process, Keys.for_samples(0, []), (3, 2))
+    with pytest.raises(UserError, match="the model answered tuple, not a tensor"):
+        sample(lambda x, t, **_: (x,), process, keys, (3, 2))
+
+
+def test_a_guide_of_another_process_is_refused():
+    process, keys = Process(Part(Flat(), Path.linear())), Keys.for_samples(0, range(4))
+    other = Process(Part(Flat(), Path.vp()))
+    with pytest.raises(UserError, match="guide was built on another process"):
+        sample(
+            Gaussian(0.0, 1.0).on(Path.linear()), process, keys, (2,),
+            guide=weigh.anneal(other, 2.0, reference=1.0),
+        )

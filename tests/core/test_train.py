@@ -19,6 +19,7 @@ from driftworks.core.process import Bridge, Part, Process
 from driftworks.core.spaces import Centred, Flat, PairTokens, Symmetric, Tokens
 from driftworks.core.times import Beta, Uniform, time_weight
 from driftworks.core.train import Ema, matching_loss, time_samples, velocity_weight
+from driftworks.errors import UserError
 
 PATHS = {
     "linear": Path.linear(),
@@ -512,3 +513,11 @@ def test_an_average_refuses_a_decay_outside_and_other_parameters():
         ema.update([torch.ones(2), torch.ones(2)])
     with pytest.raises(ValueError, match="zip"):
         ema.copy_to([])
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (2,), (1, 2), ()])
+def test_an_answer_of_another_shape_is_not_broadcast(shape):
+    process = Process(Part(Flat(), Path.linear()))
+    bridge = process.bridge(torch.zeros(8, 2), torch.full((8,), 0.5), Keys.for_samples(0, range(8)))
+    with pytest.raises(UserError, match=r"shape .*, the state has \(8, 2\)"):
+        matching_loss(torch.zeros(shape), process, bridge)

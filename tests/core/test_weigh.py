@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 import random
+import secrets
 import warnings
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -34,6 +36,7 @@ from driftworks.core.warps import Power
 from driftworks.errors import UserError
 
 F = torch.float64
+GROUPS, ENTRY = 16, torch.ones(1, dtype=F)
 LINEAR, VP = Path.linear(), Path.vp()
 PATHS = {
     "linear": LINEAR,
@@ -477,6 +480,56 @@ def test_annealed_mixtures_have_the_golden_normaliser_moments_and_masses(power, 
     for (found, spread), value in zip((log, mean, second, left), wanted, strict=True):
         assert 0.0 < spread < 0.1
         assert abs(found - value) < 4 * spread + 2e-3
+
+
+def random_mixture(dice, narrowest=0.2, broadest=0.8):
+    count = dice.choice([2, 3])
+    return Mixture(
+        [dice.uniform(0.3, 1.0) for _ in range(count)],
+        [dice.gauss(0.0, 1.2) * ENTRY for _ in range(count)],
+        [dice.uniform(narrowest, broadest) * ENTRY for _ in range(count)],
+    )
+
+
+@pytest.mark.parametrize("kind", ["anneal", "product", "guidance", "reward"])
+def test_random_mixtures_have_the_moments_and_normaliser_of_a_numerical_integral(kind):
+    seed = secrets.randbits(31)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    path = dice.choice([VP, Path.cosine(), LINEAR])
+    process, law, other = one_part(path), random_mixture(dice), random_mixture(dice, 1.4, 2.0)
+    model, second = law.on(path), other.on(path)
+    w, cond = dice.uniform(0.5, 2.0), None
+    if kind == "anneal":
+        target, log = weigh.anneal(process, w, reference=1.5), lambda x: w * law.log_prob(x)
+    elif kind == "product":
+        target = weigh.product(process, {"a": (None, 1.0), "b": (second, w)}, reference=1.5)
+        log = lambda x: law.log_prob(x) + w * other.log_prob(x)  # noqa: E731
+    elif kind == "guidance":
+        target, cond = weigh.guidance(process, w), torch.zeros(GROUPS * 400)
+        log = lambda x: w * law.log_prob(x) + (1 - w) * other.log_prob(x)  # noqa: E731
+        first = model
+
+        def model(x, t, mask=None, cond=None, previous=None):
+            return (second if cond is None else first)(x, t)
+    else:
+        target = steer.reward(process, lambda x: torch.sin(w * x[:, 0]), scale=1.5)
+        log = lambda x: law.log_prob(x) + torch.sin(w * x[:, 0])  # noqa: E731
+
+    keys = Keys.for_samples(seed, range(GROUPS * 400))
+    out = sample(
+        model, process, keys, torch.zeros(GROUPS * 400, 1, dtype=F), steps=150, guide=target,
+        solver="euler_maruyama", grid=partial(grids.log_snr, path, low=0.02), cond=cond,
+        particles=Resampling(groups=torch.arange(GROUPS * 400) // 400),
+    )
+    grid = torch.linspace(-12.0, 12.0, 8001, dtype=F)
+    density = log(grid[:, None]).exp()
+    z = torch.trapezoid(density, grid)
+    moments = [torch.trapezoid(density * grid**k, grid).item() / z.item() for k in (1, 2)]
+    # 16 groups: 5.5 deviations of Student's t are as rare as 4 of a normal number
+    found = pooled(out, GROUPS, lambda x: x, lambda x: x * x)
+    for (value, spread), wanted in zip(found, (z.log().item(), *moments), strict=True):
+        assert abs(value - wanted) < 5.5 * spread + 0.02, (kind, path, found, z.log(), moments)
 
 
 def test_a_reward_tilts_a_mixture_into_the_known_one():
