@@ -86,7 +86,7 @@ def idempotent_loss(
 def apply(
     student: Student, x: State, mask: Masks = None, cond: Any = None, times: int = 1
 ) -> State:
-    """f applied to a state (B, ...), ``times`` times over."""
+    """f applied to a state (B, ...), ``times`` times over; UserError for fewer than one."""
     if times < 1:
         raise UserError(f"times must be at least 1, got {times!r}")
     for _ in range(times):
@@ -97,11 +97,15 @@ def apply(
 def idempotence_error(
     student: Student, x: State, mask: Masks = None, cond: Any = None
 ) -> Tensor:
-    """|f(f(x)) - f(x)| / |f(x)| of each sample, (B,); x may be noise, damaged samples or data."""
+    """|f(f(x)) - f(x)| / |f(x)| of each sample, (B,); x may be noise, damaged samples or data.
+
+    0 wherever f keeps what it made, also where that is 0.
+    """
     process, once = student.process, apply(student, x, mask, cond)
     twice = apply(student, once, mask, cond)
+    gap = _mean_square(process, twice, once, mask)
     size = _mean_square(process, once, _zero(process, once), mask)
-    return (_mean_square(process, twice, once, mask) / size).sqrt()
+    return torch.where(gap == 0.0, 0.0, gap / size).sqrt()
 
 
 def _zero(process: Process, x: State) -> State:

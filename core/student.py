@@ -361,7 +361,10 @@ class Distiller:
         self.critic_optimiser.state.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a later run of the same settings needs to go on with; for ``torch.save``."""
+        """All that a later run of the same settings needs to go on with.
+
+        Tensors, numbers and names only; they are the live ones, so save or copy them at once.
+        """
         return {
             "updates": self.updates,
             "samples": self.samples,

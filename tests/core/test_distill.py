@@ -157,6 +157,29 @@ def test_half_alpha_is_exact_for_a_distance_of_score_implicit_matching(distance,
     assert [2 * g.item() for g in found] == pytest.approx(wanted, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
+def test_the_gradient_of_every_alpha_is_its_closed_form(path: Path, rng) -> None:
+    """By mean and variance of the student, as the module's docstring has them."""
+    for _ in range(3):
+        t, alpha = uniform(rng, 0.3, 0.9), uniform(rng, 0.0, 1.0)
+        mean, theta = uniform(rng, -1, 1), uniform(rng, 0.2, 2)
+        teacher = Gaussian(uniform(rng, -1, 1), uniform(rng, 0.1, 2))
+        by_mean, by_theta, _ = grads_of_line(path, t, mean, theta, teacher, alpha=alpha)
+        kp, kq = gains(path, t, teacher.variances.item()), gains(path, t, theta**2)
+        by_v = (kq - kp) * ((1 - kp) - alpha * (kq - kp))
+        by_m = (1 - kp) * ((1 - kp) - (2 * alpha - 1) * (kq - kp)) * (mean - teacher.mean.item())
+        assert by_theta == pytest.approx(2 * theta * by_v, rel=1e-8, abs=1e-12)
+        assert by_mean == pytest.approx(by_m, rel=1e-8, abs=1e-12)
+
+
+def test_alpha_one_makes_a_loss_of_mean_zero_for_the_right_critic(rng) -> None:
+    """L2 = L1 on average, so the published loss says nothing of the distance; the gap does."""
+    path, theta = Path.linear(), torch.tensor(uniform(rng, 0.5, 2), dtype=DOUBLE)
+    mean, teacher = torch.tensor(uniform(rng, -1, 1), dtype=DOUBLE), Gaussian(0.4, 0.3)
+    total, loss = loss_of_line(path, 0.6, mean, theta, teacher, alpha=1.0)
+    assert abs(total.item()) < 1e-12 and loss.gap["x"] > 1e-3
+
+
 def test_signs_flip_where_the_excess_says_and_nowhere_else(rng) -> None:
     """Of the spread beyond 1 / alpha, of the mean beyond 1 / (2 alpha - 1); and the warnings."""
     path, seen = Path.linear(), set()
@@ -436,6 +459,24 @@ def test_the_sds_gradient_of_a_gaussian_points_away_from_its_mean(path: Path, rn
         part = gradient[start::2]
         error = part.std() / math.sqrt(len(part))
         assert abs(part.mean().item() - wanted) < 5 * error
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
+def test_the_sds_gradient_of_a_correlated_gaussian_is_its_closed_form(path: Path, rng) -> None:
+    """x - m - mean over levels of K (x + (sigma / beta) e - m), K the matrix of gains, e as drawn.
+    """
+    root = torch.randn(3, 3, generator=rng, dtype=DOUBLE)
+    law = Gaussian(torch.randn(3, generator=rng, dtype=DOUBLE), root @ root.T)
+    x, keys = torch.randn(5, 3, generator=rng, dtype=DOUBLE), Keys.for_samples(8, range(5))
+    times = [0.15, 0.4, 0.85]
+    eye, wanted = torch.eye(3, dtype=DOUBLE), torch.zeros(5, 3, dtype=DOUBLE)
+    for level, t in enumerate(times):
+        e = Flat().noise(keys, "sds/x", level, x)
+        ratio = path.sigma(t) / path.beta(t)
+        gain = law.matrix(3) @ torch.linalg.inv(law.matrix(3) + ratio**2 * eye)
+        wanted += (x - law.mean - (x + ratio * e - law.mean) @ gain.T) / len(times)
+    found = sds_gradient(law.on(path), Process(Part(Flat(), path)), x, times, keys)
+    assert torch.allclose(found, wanted, rtol=1e-8, atol=1e-9)  # type: ignore[arg-type]
 
 
 def test_descending_the_sds_gradient_ends_at_the_mean() -> None:
