@@ -33,6 +33,7 @@ parser = argparse.ArgumentParser(description="A network and data of your own in 
 parser.add_argument("--out", type=File, default=File("runs/bring_your_own_network.png"))
 parser.add_argument("--updates", type=int, default=2400)
 options = parser.parse_args()
+torch.set_num_threads(1)  # such small tensors are done before a second thread wakes up
 MOST = 8  # points of the largest shape; smaller ones are padded
 CHAIN, RING, EITHER = 0, 1, 2
 

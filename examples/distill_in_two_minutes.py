@@ -39,6 +39,7 @@ parser = argparse.ArgumentParser(description="Distil a sampler of two moons into
 parser.add_argument("--out", type=File, default=File("runs/distill_in_two_minutes.png"))
 parser.add_argument("--updates", type=int, default=1200, help="of every student")
 options = parser.parse_args()
+torch.set_num_threads(1)  # such small tensors are done before a second thread wakes up
 batch = 256
 
 # %% [markdown]
@@ -150,7 +151,7 @@ def distil(times: tuple[float, ...], updates: int) -> Student:
     generator.requires_grad_(True)
     # without momentum: what student and critic chase moves with every step of the other
     (critic_adam, critic_fall), (own_adam, own_fall) = (
-        adam(critic, 2e-3, updates, momentum=0.0), adam(generator, 1e-3, updates, momentum=0.0)
+        adam(critic, 4e-3, updates, momentum=0.0), adam(generator, 2e-3, updates, momentum=0.0)
     )
     distiller = Distiller(
         teacher, critic, Student(generator, process, times), critic_adam, own_adam,
@@ -214,6 +215,10 @@ print(f"flow map: {options.updates} updates in {seconds:.0f} s")
 # Ten thousand samples each: their distance to as many data points, the share that lies astray, more
 # than four deviations of the noise from either half circle, and the time they take. The last line
 # is what any sampler would show that were perfect: other data.
+#
+# Read both columns. One call is a continuous map of noise, which has to tear it in two, so some
+# samples stay between the moons; more steps sort those out. But W2 also sees where the mass lies,
+# and the four-step student, in as few updates, misses the inner tips of the moons.
 
 # %%
 count = 10_000

@@ -30,6 +30,7 @@ parser = argparse.ArgumentParser(description="A tour of the core in two dimensio
 parser.add_argument("--out", type=File, default=File("runs/tour_2d.png"))
 parser.add_argument("--n", type=int, default=2000, help="samples a panel")
 options = parser.parse_args()
+torch.set_num_threads(1)  # such small tensors are done before a second thread wakes up
 n = options.n
 
 # %% [markdown]

@@ -14,6 +14,14 @@ probability of an edge and P = D^-1 A,
 
     pair features   [P, P^2, ..., P^K]_ij, symmetrised          node features   their diagonals
 
+and effective resistances, screened by a small s so that they are finite between components:
+
+    G = (D - A + s)^-1,    R_ij = G_ii + G_jj - 2 G_ij,    pair features  R / (1 + R)  and  A R.
+
+A_ij R_ij is the share of spanning trees that hold the edge ij (Kirchhoff; s = 0). It is 1 for a
+bridge and less in a cycle, so that one edge tells what depends on the whole graph: whether it
+closes a cycle, and whether it alone joins two communities.
+
 No operation depends on the order of the nodes or on how many padded ones there are.
 """
 
@@ -28,7 +36,7 @@ from torch import Tensor, nn
 
 from driftworks.core.even import SiLU, even, silu
 
-__all__ = ["GraphNet", "NetConfig", "build", "footprint", "walks"]
+__all__ = ["GraphNet", "NetConfig", "build", "footprint", "resistances", "walks"]
 
 
 class NetConfig(BaseModel):
@@ -39,7 +47,8 @@ class NetConfig(BaseModel):
     mean and deviation of each continuous attribute (of edges, one at most), ``labels`` the classes
     of a graph label to condition on (0: none), ``properties`` the names of numbers to condition on.
     ``system`` chooses the noise (`process`), ``node_sde`` and ``edge_sde`` its two paths where it
-    is a system of SDEs.
+    is a system of SDEs. ``walks`` and ``screens``: the steps K and the screening constants s of the
+    features.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,6 +67,7 @@ class NetConfig(BaseModel):
     heads: Annotated[int, Field(ge=1)] = 4
     layers: Annotated[int, Field(ge=1)] = 5
     walks: Annotated[int, Field(ge=1)] = 12
+    screens: tuple[Annotated[float, Field(gt=0)], ...] = ()
     max_nodes: Annotated[int, Field(ge=1)] = 64
 
     @model_validator(mode="after")
@@ -84,6 +94,24 @@ def walks(adjacency: Tensor, steps: int) -> Tensor:
     for _ in range(steps - 1):
         powers.append(powers[-1] @ step)
     return torch.stack(powers, -1)
+
+
+def resistances(adjacency: Tensor, screens: tuple[float, ...]) -> Tensor:
+    """Screened effective resistances of ``adjacency`` (B, N, N) >= 0, symmetric.
+
+    Returns (B, N, N, 2 S): R / (1 + R) for every screening constant, then A R.
+    """
+    with torch.autocast(adjacency.device.type, enabled=False):
+        conductance = adjacency.float()
+        identity = torch.eye(conductance.shape[-1], device=conductance.device)
+        laplacian = conductance.sum(-1).diag_embed() - conductance
+        found = []
+        for screen in screens:
+            green = torch.linalg.inv(laplacian + screen * identity)
+            own = green.diagonal(dim1=1, dim2=2)
+            found.append((own.unsqueeze(1) + own.unsqueeze(2) - 2.0 * green).clamp(min=0.0))
+        shares = [r / (1.0 + r) for r in found]
+        return torch.stack(shares + [conductance * r for r in found], -1).to(adjacency.dtype)
 
 
 def _zeroed(layer: nn.Linear) -> nn.Linear:
@@ -162,7 +190,9 @@ class GraphNet(nn.Module):
         self.config = config
         d, d_e = config.width, config.pair_width
         self.node_in = nn.Linear(len(config.nodes) + len(config.features) + config.walks + 1, d)
-        self.pair_in = nn.Linear(len(config.edges) + len(config.weights) + config.walks, d_e)
+        self.pair_in = nn.Linear(
+            len(config.edges) + len(config.weights) + config.walks + 2 * len(config.screens), d_e
+        )
         frequencies = torch.exp(torch.linspace(0.0, 6.0, 16))
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.time = nn.Sequential(nn.Linear(32, d), SiLU(), nn.Linear(d, d))
@@ -225,6 +255,8 @@ class GraphNet(nn.Module):
         degree = adjacency.sum(-1, keepdim=True) / 8.0
         extra_nodes = [] if features is None else [features]
         extra_pairs = [] if weights is None else [weights]
+        if config.screens:
+            extra_pairs.append(resistances(adjacency, config.screens) * pairs.unsqueeze(-1))
         h = self.node_in(torch.cat((nodes, *extra_nodes, diagonal, degree), -1))
         e = self.pair_in(torch.cat((edges, *extra_pairs, 0.3 * relative), -1))
         key_bias = torch.where(mask, 0.0, -1e9)[:, None, None, :]

@@ -54,11 +54,15 @@ class TrainConfig(Recipe):
     pairs: Count = 64 * 64 * 32
 
 
+SCREENS = (0.01, 0.3)
+
 #: Sizes of network and batch by name: for a laptop, and for a GPU.
 PRESETS: dict[str, dict[str, Any]] = {
-    "small": {"net": {"width": 64, "pair_width": 32, "heads": 4, "layers": 5}},
+    "small": {
+        "net": {"width": 64, "pair_width": 32, "heads": 4, "layers": 5, "screens": SCREENS},
+    },
     "base": {
-        "net": {"width": 128, "pair_width": 64, "heads": 8, "layers": 8},
+        "net": {"width": 128, "pair_width": 64, "heads": 8, "layers": 8, "screens": SCREENS},
         "batch": 256, "pairs": 64 * 64 * 256, "learning_rate": 1e-3, "precision": "bfloat16",
         "compile": True,
     },

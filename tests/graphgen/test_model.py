@@ -284,3 +284,28 @@ def test_bad_input_is_refused_with_the_reason(fitted):
         graphgen.load("nothing")
     with pytest.raises(UserError, match="there are no edges to learn"):
         graphgen.fit([nx.empty_graph(1)], steps=1, progress=False)
+
+
+def test_resistances_are_those_of_spanning_trees():
+    """A tree has resistance = distance, the share of spanning trees sums to N - 1 (Foster), a
+    cycle of n has (n - k) k / n at distance k, and padding and order change nothing."""
+    from driftworks.graphgen.network import resistances
+
+    screen, n = 1e-4, 6
+    path = torch.from_numpy(nx.to_numpy_array(nx.path_graph(n))).float()
+    cycle = torch.from_numpy(nx.to_numpy_array(nx.cycle_graph(n))).float()
+    found = resistances(torch.stack((path, cycle)), (screen,))
+    ratio = found[..., 0]
+    r = ratio / (1 - ratio)
+    steps = (torch.arange(n)[:, None] - torch.arange(n)).abs().float()
+    assert torch.allclose(r[0], steps, atol=5e-2)
+    assert torch.allclose(r[1], steps * (n - steps) / n, atol=2e-2)
+    assert torch.allclose(found[..., 1].sum((1, 2)) / 2, torch.tensor(n - 1.0), atol=1e-2)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    assert torch.allclose(
+        resistances(path[order][:, order][None], (screen,))[0], found[0][order][:, order], atol=1e-3
+    )
+    wide = torch.nn.functional.pad(cycle, (0, 3, 0, 3))[None]
+    assert torch.allclose(resistances(wide, (screen,))[0, :n, :n], found[1], atol=1e-3)
+    apart = resistances(torch.zeros(1, 2, 2), (0.5, 0.25))[0, 0, 1]
+    assert torch.allclose(apart, torch.tensor([4 / 5, 8 / 9, 0.0, 0.0]))
