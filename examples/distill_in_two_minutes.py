@@ -37,7 +37,7 @@ from driftworks.core.student import Distiller, Student, inner_times
 
 parser = argparse.ArgumentParser(description="Distil a sampler of two moons into few steps.")
 parser.add_argument("--out", type=File, default=File("runs/distill_in_two_minutes.png"))
-parser.add_argument("--updates", type=int, default=1200, help="of every student")
+parser.add_argument("--updates", type=int, default=2400, help="of every student")
 options = parser.parse_args()
 torch.set_num_threads(1)  # such small tensors are done before a second thread wakes up
 batch = 256
@@ -114,7 +114,7 @@ with torch.random.fork_rng():
 # %%
 regression = partial(matching_loss, velocity_cap=400.0)
 begin = time.perf_counter()
-updates = 2000
+updates = 3000
 optimiser, fall = adam(teacher, 8e-3, updates)
 average = Ema(teacher.parameters(), 0.998)
 for n in range(updates):

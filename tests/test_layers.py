@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOMAINS = {"molgen", "graphgen", "protein", "shapes"}
+DOMAINS = ("molgen", "graphgen", "protein", "shapes")
 ALLOWED = {
     "core": {"core", "errors"},
     "data": {"core", "data", "errors"},
