@@ -13,6 +13,12 @@ student, which follows `distill.sid_loss`. No data are needed, only shapes. Each
 passes through one step k, drawn for each sample; the steps before it run without. Every draw is
 keyed by sample, so an update does not depend on the order of its batch.
 
+One critic for several steps sees the mixture of what they make, and only that mixture is held to
+the data: steps that are too wide and too narrow by as much change it in second order, hence the
+divergence in fourth. Where the last step counts, let the steps take turns with a critic each: one
+`Distiller` a step on the same student and its optimiser, ``update(..., stage=k)``, as in
+``examples/distill_in_two_minutes.py``.
+
 References: Zhou et al. 2024, "Score identity distillation", algorithm 1, and 2025, "Few-step
 diffusion via score identity distillation" (several steps by one network).
 """
