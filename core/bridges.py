@@ -302,6 +302,8 @@ def couple(
         draws = keys.uniform("couple", step, (), torch.float64)
     else:
         first, last = (space.project(x.double(), mask).flatten(1) for x in (x0.to(x1), x1))
+        if not bool(first.isfinite().all() and last.isfinite().all()):
+            raise UserError("points that are not finite have no distance: nothing to couple")
     for number in group.unique().tolist():
         members = order[group == number]
         if how == "independent":

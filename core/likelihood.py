@@ -164,6 +164,12 @@ class Fields:
         self.like = process.unpack(like)
         for name, part in process.items():
             path_of(name, part)
+            if not isinstance(self.like[name], Tensor) or self.like[name].ndim < 2:
+                raise UserError(
+                    f"part {name!r} must be a tensor (B, ...), samples first, got "
+                    f"{type(self.like[name]).__name__} of shape "
+                    f"{tuple(getattr(self.like[name], 'shape', ()))}"
+                )
             if not self.like[name].is_floating_point():
                 raise UserError(f"part {name!r} holds {self.like[name].dtype}, not real numbers")
         sizes = {name: len(x) for name, x in self.like.items()}

@@ -421,6 +421,8 @@ class Weigher:
             h = tilt.value(process.pack(leaves), clock)
             if not (isinstance(h, Tensor) and h.shape == clock.shape):
                 raise UserError(f"h(x, t) must be a tensor of shape {tuple(clock.shape)}")
+            if not h.requires_grad:
+                raise UserError("h(x, t), or the reward, must be differentiable with respect to x")
             *slopes, elapsed = torch.autograd.grad(
                 h.sum(), [*leaves.values(), clock], allow_unused=True, materialize_grads=True
             )

@@ -44,7 +44,7 @@ class TrainConfig(Recipe):
     """
 
     net: NetConfig = NetConfig()
-    learning_rate: Positive = 2e-3
+    learning_rate: Positive = 5e-4
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     warmup: Count = 200
     constant: Fraction = 0.3

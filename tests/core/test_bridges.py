@@ -279,3 +279,6 @@ def test_answers_and_keys_that_do_not_fit_are_refused():
     drawn = bridge.draw(x, x, t, Keys.for_samples(0, range(8)))
     with pytest.raises(UserError, match=r"shape \(8, 1\), the state has \(8, 2\)"):
         bridge_loss(torch.zeros(8, 1), drawn)
+    x = torch.full((8, 2), math.nan)
+    with pytest.raises(UserError, match="not finite have no distance"):
+        couple(x, torch.zeros(8, 2))

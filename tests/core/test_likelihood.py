@@ -546,3 +546,10 @@ def test_no_gradient_is_recorded_and_parameters_stay_untouched():
 
     out = log_prob(model, LINEAR, torch.ones(1, 3))
     assert not out.value.requires_grad and not out.latent.requires_grad and weight.grad is None
+
+
+def test_what_is_no_batch_of_samples_is_refused():
+    oracle = Gaussian(0.0, 1.0).on(Path.linear())
+    for x in (torch.zeros(3), torch.tensor(0.0)):
+        with pytest.raises(UserError, match=r"part 'x' must be a tensor \(B, ...\), samples first"):
+            log_prob(oracle, LINEAR, x)

@@ -802,3 +802,10 @@ def test_settings_that_make_no_sense_name_the_value():
     with pytest.raises(UserError, match="infinite where beta = 0"):
         target = weigh.anneal(process, 1.5, reference=math.inf)
         target.start(torch.zeros(4, 1), None, 0.0)
+
+
+def test_a_reward_that_cannot_be_differentiated_is_refused():
+    process, keys = one_part(VP), Keys.for_samples(0, range(4))
+    target = steer.reward(process, lambda x: x[:, 0].detach().round())
+    with pytest.raises(UserError, match="must be differentiable with respect to x"):
+        sample(Gaussian(0.0, 1.0).on(VP), process, keys, (1,), solver="ddpm", guide=target)

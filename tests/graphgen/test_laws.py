@@ -218,7 +218,8 @@ def test_a_trained_model_recovers_prescribed_class_probabilities(three_nodes, sy
     shapes[1].add_node(2)
     data = [shapes[k] for k, share in enumerate(SHARE) for _ in range(round(100 * share))]
     model = graphgen.fit(
-        data, steps=700, system=system, progress=False, warmup=50, ema=0.98, batch=32,
+        data, steps=700, learning_rate=2e-3, system=system, progress=False, warmup=50, ema=0.98,
+        batch=32,
         net={"width": 32, "pair_width": 16, "heads": 2, "layers": 2, "walks": 3},
     )
     found = classes(model.sample(600, seed=1, steps=100, batch_size=600).graphs.edges)
