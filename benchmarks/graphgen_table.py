@@ -215,18 +215,18 @@ def picture(rows: list[tuple[str, list[Any], list[Any]]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from driftworks.graphgen.picture import _one, _palette
+    from driftworks.graphgen.picture import draw_one, palette_of
 
     figure = Figure(figsize=(12.4, 1.6 * len(rows) + 0.3))
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(len(rows), 9, width_ratios=[1] * 4 + [0.25] + [1] * 4)
     for i, (name, real, drawn) in enumerate(rows):
-        palette = _palette([*real, *drawn], None)
+        palette = palette_of([*real, *drawn], None)
         for j, graph in [*enumerate(real), *enumerate(drawn, start=5)]:
             axes = figure.add_subplot(grid[i, j])
             axes.set_axis_off()
             axes.set_aspect("equal")
-            _one(axes, graph, palette)
+            draw_one(axes, graph, palette)
             if j in (0, 5):
                 axes.set_title(f"{name}, {'data' if j == 0 else 'samples'}", fontsize=8, loc="left")
     figure.tight_layout(pad=0.3)

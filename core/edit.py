@@ -42,7 +42,7 @@ generative models".
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,7 +58,7 @@ from driftworks.core.likelihood import Fields, copies, decode, encode, path_of
 from driftworks.core.paths import Path
 from driftworks.core.predict import per_sample
 from driftworks.core.process import Masks, Process, State
-from driftworks.core.sample import Model, Samples, sample
+from driftworks.core.sample import Model, Samples, sample, shown
 from driftworks.core.solvers import Solver
 from driftworks.core.spaces import Tokens
 from driftworks.core.tables import Table
@@ -116,14 +116,6 @@ def _whole(minimum: int, **values: int) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise UserError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
-
-
-def _shown(steps: range, progress: bool | str, title: str) -> Iterable[int]:
-    if not progress:
-        return steps
-    from rich.progress import track
-
-    return track(steps, description=progress if isinstance(progress, str) else title)
 
 
 def code_edit(
@@ -314,7 +306,7 @@ def inpaint(
     spans = [times[a : b + 1] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
     run: Samples | None = None
     nfe, finite = 0, torch.ones(len(keys), dtype=torch.bool, device=keys.ids.device)
-    for visit in _shown(range(len(spans) * passes), progress, "inpainting"):
+    for visit in shown(range(len(spans) * passes), progress, "inpainting"):
         span, state = spans[visit // passes], None if run is None else run.x
         if state is not None and visit % passes:
             state = renoise(
@@ -510,7 +502,7 @@ def denoising_mcmc(
     ok = torch.ones_like(fields.everyone, dtype=torch.bool)
     evaluations = torch.zeros_like(fields.everyone)
     last = done + samples * sweeps
-    for sweep in _shown(range(done, last), progress, "denoising MCMC"):
+    for sweep in shown(range(done, last), progress, "denoising MCMC"):
         spare: Parts = {}
         for k in range(steps):
             d = fields.at(scaled(y), clock[level], fields.everyone, "denoised")

@@ -178,12 +178,13 @@ def _of_part(setting: Any, name: str, default: Any) -> Any:
     return setting.get(name, default) if isinstance(setting, Mapping) else setting
 
 
-def _shown(rows: range, progress: bool | str) -> Iterable[int]:
+def shown(rows: range, progress: bool | str, title: str = "sampling") -> Iterable[int]:
+    """The rows, under a progress bar if one is wanted; a string is its title."""
     if not progress:
         return rows
     from rich.progress import track
 
-    return track(rows, description=progress if isinstance(progress, str) else "sampling")
+    return track(rows, description=progress if isinstance(progress, str) else title)
 
 
 def _resumed(
@@ -356,7 +357,7 @@ def sample(
     clock = torch.empty(
         len(keys), dtype=real[0] if real else torch.float32, device=keys.ids.device
     )
-    for k in _shown(range(first, last), progress):
+    for k in shown(range(first, last), progress):
         clock.fill_(times[k])
         answer: Any = model(process.pack(state), clock, mask=mask, cond=cond, previous=previous)
         weighted = None

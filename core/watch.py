@@ -2,6 +2,7 @@
 
 Losses of generative models say little. So every few minutes the run is asked for a figure that
 means something, a share of valid samples from the averaged weights, and shows it beside the loss.
+The same look at the clock tells when to save.
 """
 
 from __future__ import annotations
@@ -27,17 +28,21 @@ QUALITY_SECONDS = 300.0
 class Watch:
     """A bar on a terminal, a line every ten seconds elsewhere; nothing when not enabled.
 
-    ``unit`` names what a batch holds ("mol"); ``quality()`` returns a short text about samples.
+    ``unit`` names what a batch holds ("mol"); ``save()`` writes the run's state, every
+    ``checkpoint_minutes`` of its recipe; ``quality()`` returns a short text about samples. Call
+    `stepped` after every step: it also keeps the run's seconds.
     """
 
     def __init__(
         self,
         run: Run[Any],
         unit: str,
+        save: Callable[[], object],
         quality: Callable[[], str] | None = None,
         enabled: bool = True,
     ):
-        self.run, self.unit, self.ask, self.enabled = run, unit, quality, enabled
+        self.run, self.unit, self.enabled = run, unit, enabled
+        self.save, self.ask = save, quality
         self.last_line = self.last_quality = time.monotonic()
         self.last_step: int | None = None
         self.quality = ""
@@ -55,11 +60,24 @@ class Watch:
             )
             self.bar.start()
             self.task = self.bar.add_task("", total=1.0)
+        self.saved = time.monotonic()
+        self.begin = self.saved - self.run.seconds
         return self
 
     def __exit__(self, *error: object) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+    def stepped(self, parts: Mapping[str, Tensor]) -> None:
+        """A step is done: keep the time, show the losses ``parts``, save; each when it is due."""
+        now = time.monotonic()
+        self.run.seconds = now - self.begin
+        if self.due(now):
+            self.report(parts)
+            self.run.check()
+        if now - self.saved > 60 * self.run.recipe.checkpoint_minutes:
+            self.save()
+            self.saved = now
 
     def due(self, now: float) -> bool:
         """Whether it is time to look at the run (reading the loss waits for the device)."""

@@ -29,7 +29,6 @@ left at its end: the true mean there is .76 of the data and the deviation .65.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -441,21 +440,14 @@ def train(
                 seen[name] = seen.get(name, 0.0) + loss.detach()
             yield parts["nodes"] + parts["edges"]
 
-    with Watch(run, "graphs", enabled=progress) as view:
-        begin, before = time.monotonic(), run.seconds
-        saved = begin
-        while not run.finished():
-            run.step_with(losses())
-            now = time.monotonic()
-            run.seconds = before + now - begin
-            if view.due(now):
-                view.report(seen)
-                run.check()
-            if now - saved > 60 * config.checkpoint_minutes:
-                run.check()
-                run.save(out)
-                saved = now
+    def save() -> None:
         run.check()
         run.save(out)
+
+    with Watch(run, "graphs", save, enabled=progress) as view:
+        while not run.finished():
+            run.step_with(losses())
+            view.stepped(seen)
+        save()
         export(run, config, out, facts)
     return out

@@ -57,12 +57,12 @@ def draw(
     high = math.ceil(len(shown) / wide)
     figure = Figure(figsize=(INCH * wide, INCH * high + (0.4 if title else 0.0)))
     FigureCanvasAgg(figure)
-    palette = _palette(shown, colour)
+    palette = palette_of(shown, colour)
     for k, graph in enumerate(shown):
         axes = figure.add_subplot(high, wide, k + 1)
         axes.set_axis_off()
         axes.set_aspect("equal")
-        _one(axes, graph, palette)
+        draw_one(axes, graph, palette)
     if title:
         figure.suptitle(title, fontsize=9)
     figure.tight_layout(pad=0.4)
@@ -80,7 +80,7 @@ def draw(
     return path
 
 
-def _palette(graphs: Sequence[Graph], colour: str | None) -> tuple[str | None, dict[Hashable, Any]]:
+def palette_of(graphs: Sequence[Graph], colour: str | None) -> tuple[str | None, dict[Hashable, Any]]:
     """The attribute to colour by and the colour of each of its values."""
     from matplotlib import colormaps
 
@@ -97,7 +97,7 @@ def _palette(graphs: Sequence[Graph], colour: str | None) -> tuple[str | None, d
     return colour, {value: table(k % table.N) for k, value in enumerate(values)}
 
 
-def _one(axes: Any, graph: Graph, palette: tuple[str | None, dict[Hashable, Any]]) -> None:
+def draw_one(axes: Any, graph: Graph, palette: tuple[str | None, dict[Hashable, Any]]) -> None:
     import networkx as nx
 
     if len(graph) <= LARGEST and nx.is_connected(graph):

@@ -14,7 +14,6 @@ does not matter: the network does not see it.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -272,9 +271,12 @@ def train(
         for layer in run.net.layers:
             layer.compile(dynamic=False)
 
-    with Watch(run, "graphs", enabled=progress) as view:
-        begin, before = time.monotonic(), run.seconds
-        saved = begin
+    def save() -> None:
+        run.check()
+        run.save(out)
+        export(run, config, out, facts)
+
+    with Watch(run, "graphs", save, enabled=progress) as view:
         while not run.finished():
             data, mask, cond, keys = batches(run.step)
             bridge = _bridge(process, config.net, data, mask, keys)
@@ -283,17 +285,6 @@ def train(
                 answer = model.logits(bridge.x_t, bridge.t, mask, cond)
             loss, parts = endpoint_loss(answer, data, mask, config)
             run.update(loss)
-            now = time.monotonic()
-            run.seconds = before + now - begin
-            if view.due(now):
-                view.report(parts)
-                run.check()
-            if now - saved > 60 * config.checkpoint_minutes:
-                run.check()
-                run.save(out)
-                export(run, config, out, facts)
-                saved = now
-        run.check()
-        run.save(out)
-        export(run, config, out, facts)
+            view.stepped(parts)
+        save()
     return out

@@ -9,7 +9,6 @@ are a function of (seed, step): `train(..., resume=True)` after a crash continue
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -275,28 +274,20 @@ def train(config: TrainConfig, data: MoleculeTable, out: Path | str, resume: boo
         for layer in net.layers:
             layer.compile(dynamic=False)
 
+    def save() -> None:
+        run.check()
+        run.save(out)
+        export(run, config, out, statistics, description)
+
     def quality() -> str:
         return f"strict {strict_share(run, config, process, statistics):.0%}"
 
-    with Watch(run, "mol", quality, enabled=progress) as view:
-        begin, before = time.monotonic(), run.seconds
-        saved = begin
+    with Watch(run, "mol", save, quality, enabled=progress) as view:
         for batch in _stream(batches, run.step, config, device):
             if run.finished():
                 break
             loss, parts = _loss(net, process, batch, config)
             run.update(loss)
-            now = time.monotonic()
-            run.seconds = before + now - begin
-            if view.due(now):
-                view.report(parts)
-                run.check()
-            if now - saved > 60 * config.checkpoint_minutes:
-                run.check()
-                run.save(out)
-                export(run, config, out, statistics, description)
-                saved = now
-        run.check()
-        run.save(out)
-        export(run, config, out, statistics, description)
+            view.stepped(parts)
+        save()
     return out

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import secrets
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -40,13 +38,6 @@ from driftworks.errors import UserError
 
 DOUBLE = torch.float64
 PATHS = [Path.linear(), Path.cosine(), Path.vp(), Path.subvp(), Path.ve(0.05, 8.0), Path.edm(8.0)]
-
-
-@pytest.fixture
-def rng() -> Iterator[torch.Generator]:
-    seed = secrets.randbits(32)
-    print(f"seed {seed}")
-    yield torch.Generator().manual_seed(seed)
 
 
 def uniform(rng: torch.Generator, low: float, high: float) -> float:

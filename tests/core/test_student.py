@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import secrets
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -33,13 +31,6 @@ from driftworks.errors import UserError
 
 DOUBLE = torch.float64
 PATHS = [Path.linear(), Path.cosine(), Path.vp(), Path.subvp(), Path.ve(0.05, 8.0), Path.edm(8.0)]
-
-
-@pytest.fixture
-def rng() -> Iterator[torch.Generator]:
-    seed = secrets.randbits(32)
-    print(f"seed {seed}")
-    yield torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
