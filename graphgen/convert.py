@@ -35,6 +35,7 @@ __all__ = [
     "from_rdkit",
     "molecule_attributes",
     "molecule_of",
+    "networkx_of_pyg",
     "to_networkx",
     "to_pyg",
     "to_rdkit",
@@ -356,7 +357,7 @@ def from_pyg(
             edge_values=tuple((int(value),) for value in edge_field[1]),
         )
     converted = [
-        _pyg_to_networkx(data, i, nodes, edges, continuous, weight, ignored)
+        networkx_of_pyg(data, i, nodes, edges, continuous, weight, ignored)
         for i, data in enumerate(given)
     ]
     if fields is None:
@@ -365,7 +366,7 @@ def from_pyg(
     return out if attributes is None else replace(out, attributes=attributes)
 
 
-def _pyg_to_networkx(
+def networkx_of_pyg(
     data: Any,
     i: int,
     nodes: str | None,
@@ -374,6 +375,7 @@ def _pyg_to_networkx(
     weight: str | None,
     ignore: tuple[str, ...],
 ) -> Graph:
+    """Graph ``i`` with the fields named as attributes; `UserError` for one that is not declared."""
     import networkx as nx
 
     if not hasattr(data, "edge_index") or data.num_nodes is None:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from driftworks.core.bootstrap import Statistic, estimate, mean, ratio
 from driftworks.errors import UserError
 from driftworks.graphgen import nspdk
-from driftworks.graphgen.convert import to_networkx, to_rdkit
+from driftworks.graphgen.convert import networkx_of_pyg, to_networkx, to_rdkit
 from driftworks.graphgen.descriptors import adjacencies, describe
 from driftworks.graphgen.graph import Graphs
 from driftworks.graphgen.isomorphism import SECONDS, classes, leaks
@@ -65,7 +65,7 @@ def evaluate(
     Parameters
     ----------
     graphs: what a model drew (`zoo.Drawn`, whose missing graphs count); networkx graphs, None
-        standing for one that failed; a `Graphs` batch; or molecules (RDKit, or graphs whose
+        standing for one that failed; PyTorch Geometric data; a `Graphs` batch; or molecules (RDKit, or graphs whose
         attributes are those of molecules), see `evaluate_molecules`
     reference: held-out real graphs of the same kind
     train: the training graphs, for novelty, copies and the floor
@@ -91,7 +91,7 @@ def evaluate(
         nodes = graphs.attributes.nodes if nodes is None else nodes
         edges = graphs.attributes.edges if edges is None else edges
     nodes, edges = tuple(nodes or ()), tuple(edges or ())
-    given, real, known = _listed(graphs), _listed(reference), _listed(train)
+    given, real, known = (_listed(x, nodes, edges) for x in (graphs, reference, train))
     total = len(given) if requested is None else requested
     if not total:
         raise UserError("nothing to evaluate: no graph was requested")
@@ -193,7 +193,8 @@ def _check(graphs: list[Any], name: str, nodes: Sequence[str], edges: Sequence[s
                     raise UserError(f"{name}: {what} lacks the attribute {missing[0]!r}")
 
 
-def _listed(graphs: Any) -> list[Any]:
+def _listed(graphs: Any, nodes: Sequence[str] = (), edges: Sequence[str] = ()) -> list[Any]:
+    """A list of networkx graphs, adjacency matrices or None; of PyG data, the fields named."""
     if graphs is None:
         return []
     if isinstance(graphs, Graphs):
@@ -202,7 +203,17 @@ def _listed(graphs: Any) -> list[Any]:
         raise UserError("expected a list of graphs, got one graph; put it in a list")
     if isinstance(graphs, (str, bytes)) or not isinstance(graphs, Iterable):
         raise UserError(f"cannot evaluate {graphs!r:.60}; give graphs")
-    return list(graphs)
+    given = list(graphs)
+    for i, graph in enumerate(given):
+        if not hasattr(graph, "edge_index"):
+            continue
+        if len(nodes) > 1 or len(edges) > 1:
+            raise UserError("of PyTorch Geometric graphs one field holds the kinds of nodes, and "
+                            "one those of edges")
+        kinds = [names[0] if names else None for names in (nodes, edges)]
+        others = tuple(sorted({*graph.keys()} - {*kinds, "edge_index"}))
+        given[i] = networkx_of_pyg(graph, i, *kinds, (), None, others)
+    return given
 
 
 def _thinned(graphs: list[Any], notes: list[str], name: str) -> list[Any]:

@@ -119,11 +119,14 @@ def fcd(smiles: Sequence[str], reference: Sequence[str]) -> tuple[float, str]:
     """
     if min(len(smiles), len(reference)) < 2:
         raise UserError(f"FCD of {len(smiles)} molecules against {len(reference)} is not defined")
+    import torch
+
     try:
         from fcd_torch import FCD
     except ImportError as error:
-        raise UserError("FCD needs the package fcd_torch: pip install fcd_torch") from error
-    value = float(FCD(device="cpu", n_jobs=1, canonize=False)(list(reference), list(smiles)))
+        raise UserError("FCD needs fcd_torch: pip install 'driftworks[fcd]'") from error
+    with torch.random.fork_rng(devices=[]):  # its loader draws from the global generator
+        value = float(FCD(device="cpu", n_jobs=1, canonize=False)(list(reference), list(smiles)))
     note = f"FCD of n = {len(smiles)} molecules against {len(reference)}"
     least = min(len(smiles), len(reference))
     if least < FEW:

@@ -14,6 +14,8 @@ probability of an edge and P = D^-1 A,
 
     pair features   [P, P^2, ..., P^K]_ij, symmetrised          node features   their diagonals
 
+degrees, counted for every class of edges (an atom's valence is a sum of them),
+
 and effective resistances, screened by a small s so that they are finite between components:
 
     G = (D - A + s)^-1,    R_ij = G_ii + G_jj - 2 G_ij,    pair features  R / (1 + R)  and  A R.
@@ -189,7 +191,10 @@ class GraphNet(nn.Module):
         super().__init__()
         self.config = config
         d, d_e = config.width, config.pair_width
-        self.node_in = nn.Linear(len(config.nodes) + len(config.features) + config.walks + 1, d)
+        kinds = len(config.edges) - 1
+        self.node_in = nn.Linear(
+            len(config.nodes) + len(config.features) + config.walks + kinds, d
+        )
         self.pair_in = nn.Linear(
             len(config.edges) + len(config.weights) + config.walks + 2 * len(config.screens), d_e
         )
@@ -252,7 +257,7 @@ class GraphNet(nn.Module):
         scale = count.view(-1, 1, 1, 1)
         relative = 0.5 * (power + power.transpose(1, 2)) * scale
         diagonal = power.diagonal(dim1=1, dim2=2).transpose(1, 2)
-        degree = adjacency.sum(-1, keepdim=True) / 8.0
+        degree = (edges[..., 1:] * pairs.unsqueeze(-1)).sum(2) / 8.0
         extra_nodes = [] if features is None else [features]
         extra_pairs = [] if weights is None else [weights]
         if config.screens:

@@ -1,11 +1,13 @@
 r"""Training a graph model: cross-entropy of the clean classes, on batches of one size of graph.
 
-At a time t, uniform on [0, 1] and spread evenly over a batch, the network sees a noisy graph and is
-asked for every entry's clean class; its answers at all t are what the discrete flow and the system
-of SDEs sample with. The loss is the mean cross-entropy of nodes plus ``edge_weight`` times that of
-pairs, each over the entries of the batch that exist, plus the squared error of continuous
-attributes (the endpoint objective of Eijkelboom et al. 2024, "Variational flow matching for graph
-generation").
+At a time t, the network sees a noisy graph and is asked for every entry's clean class; its answers
+at all t are what the discrete flow and the system of SDEs sample with. Times are those of the
+sampling clock (`sample.clock`), t = 2 u - u^2 with u uniform and spread evenly over a batch: errors
+of the answer change the distribution of samples by the integral of their divergence over
+dt / (1 - t), in which the late times that uniform t would neglect count most. The loss is the mean
+cross-entropy of nodes plus ``edge_weight`` times that of pairs, each over the entries of the batch
+that exist, plus the squared error of continuous attributes (the endpoint objective of Eijkelboom et
+al. 2024, "Variational flow matching for graph generation").
 
 Graphs are sorted into buckets of similar size; a step draws a bucket in proportion to its graphs
 and as many graphs as fit ``pairs`` matrix entries, all from keys of (seed, step). Order of nodes
@@ -58,6 +60,7 @@ SCREENS = (0.01, 0.3)
 #: Sizes of network and batch by name: for a laptop, and for a GPU.
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {
+        "precision": "bfloat16",  # 1.7 times faster where a CPU has it
         "net": {"width": 64, "pair_width": 32, "heads": 4, "layers": 5, "screens": SCREENS},
     },
     "base": {
@@ -170,9 +173,10 @@ def _bridge(
 ) -> Bridge:
     """Noisy graphs; in a system of SDEs the classes are encoded first.
 
-    Graph i of B has its time in [i/B, (i + 1)/B]: the loss depends on t far more than on the graph.
+    Graph i of B has its u in [i/B, (i + 1)/B]: the loss depends on t far more than on the graph.
     """
-    t = (keys.uniform("time", 0) + torch.arange(len(keys), device=mask.device)) / len(keys)
+    u = (keys.uniform("time", 0) + torch.arange(len(keys), device=mask.device)) / len(keys)
+    t = 1.0 - (1.0 - u).square()
     start = dict(data)
     if config.system == "sde":
         start["nodes"] = encode(data["nodes"], len(config.nodes)) * mask.unsqueeze(-1)

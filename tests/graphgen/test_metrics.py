@@ -13,7 +13,7 @@ from rdkit import Chem
 
 from driftworks.data.graphs import generate
 from driftworks.errors import UserError
-from driftworks.graphgen.convert import declare, from_networkx, from_rdkit
+from driftworks.graphgen.convert import declare, from_networkx, from_rdkit, to_pyg
 from driftworks.graphgen.metrics import evaluate
 from driftworks.graphgen.molecules import check, fcd
 
@@ -49,6 +49,23 @@ def test_copies_of_the_training_set_are_reported_and_not_novel(trees):
     assert report.data["copied"] == pytest.approx(len(report.leak.leaked) / 20)
     new = evaluate(trees[20:], test, train, **QUICK)
     assert new.copied.value == new.data["copied"]
+
+
+def test_pytorch_geometric_graphs_are_judged_like_networkx_graphs(trees):
+    pytest.importorskip("torch_geometric")
+    kinds = [nx.Graph(tree) for tree in trees]
+    for graph in kinds:
+        nx.set_node_attributes(graph, {v: v % 3 for v in graph}, "kind")
+        nx.set_node_attributes(graph, 0.5, "height")
+    batch = from_networkx(kinds, declare(kinds, nodes="kind", features="height"))
+    data = to_pyg(batch)
+    there = evaluate([*data[:20], None], data[20:], data[:10], nodes=["kind"], **QUICK)
+    here = evaluate([*kinds[:20], None], kinds[20:], kinds[:10], nodes=["kind"], **QUICK)
+    assert there.to_dict() == here.to_dict()
+    with pytest.raises(UserError, match="one field"):
+        evaluate(data, data, nodes=["kind", "height"])
+    with pytest.raises(UserError, match="graph 0 .*colour"):
+        evaluate(data[:2], data[2:], nodes=["colour"])
 
 
 def test_every_failed_sample_makes_every_discrepancy_worse(trees):
@@ -193,7 +210,17 @@ def test_the_frechet_distance_says_of_how_many_molecules_it_is(monkeypatch):
     assert value == 10 and "n = 20" in note and "n < 1000" in note and "35.00" in note
     assert "bias" not in fcd(["C"] * 1000, ["C"] * 1000)[1]
     monkeypatch.setitem(sys.modules, "fcd_torch", None)
-    with pytest.raises(UserError, match="pip install fcd_torch"):
+    with pytest.raises(UserError, match="driftworks\\[fcd"):
         fcd(["C"] * 2, ["C"] * 2)
     with pytest.raises(UserError, match="1 molecules"):
         fcd(["C"], ["C", "CC"])
+
+
+def test_the_frechet_distance_of_chemnet():
+    pytest.importorskip("fcd_torch")
+    alkanes = ["C" * k for k in range(2, 22)]
+    rings = ["c1ccccc1" + "O" * (k % 2) + "C" * k for k in range(20)]
+    same, note = fcd(alkanes, alkanes[::-1])
+    assert same == pytest.approx(0, abs=1e-3) and "n = 20" in note
+    there, back = fcd(alkanes, rings)[0], fcd(rings, alkanes)[0]
+    assert there > 10 and there == pytest.approx(back, rel=1e-3)
