@@ -503,6 +503,7 @@ def from_rdkit(
     attributes: Attributes | None = None,
     failures: dict[str, int] | None = None,
     memory_limit: int = MEMORY_LIMIT,
+    taken: list[int] | None = None,
 ) -> Graphs:
     """Molecules as graphs of heavy atoms; hydrogens are implied, explicit ones are removed first.
 
@@ -511,6 +512,7 @@ def from_rdkit(
     failures: where given, molecules that cannot be taken are left out and counted here by reason:
         "missing", "empty", "isotope", "radical", "hydrogens" (not those that the graph implies),
         "bond type", "kekulize", "atom" (of no declared kind); else they raise `UserError`
+    taken: where given, the numbers of the molecules in the result are put here
     """
     records = []
     for i, mol in enumerate(mols):
@@ -520,6 +522,8 @@ def from_rdkit(
             record = "atom" if unknown else record
         if isinstance(record, tuple):
             records.append(record)
+            if taken is not None:
+                taken.append(i)
         elif failures is None:
             raise UserError(f"molecule {i} cannot be a graph: {record}")
         else:

@@ -1,6 +1,16 @@
-r"""A lower bound of the log-likelihood of graphs under the discrete flow.
+r"""A lower bound of the log-likelihood of graphs.
 
-Cut time into S steps. Read towards noise, the flow's noising is the chain that keeps an entry with
+Cut time into S steps; a chain from noise to data, whose steps are posteriors of the noising with
+the network's answer in the place of the data, is held against the posteriors themselves:
+
+    log p(x_1)  >=  - KL( q(x_0 | x_1) || p(x_0) ) - sum over t < s < 1 of E KL( q || p )(t, s)
+                    + E log p(x_1 | x_t),    t the last time before 1.
+
+Every x_t is drawn afresh, which makes the sum unbiased; its standard error over draws is reported.
+The bound is for the nodes, edges and features of a graph in the given order and for its number of
+nodes. Features are densities in their own units.
+
+**Tokens.** Read towards noise, the flow's noising is the chain that keeps an entry with
 probability k_t / k_s between two times s > t and draws it from the marginal m otherwise, so for
 x_1 known the posterior of one step is
 
@@ -8,34 +18,39 @@ x_1 known the posterior of one step is
     r = k_t / k_s,
 
 and the model's step is its mean under the network's classes, p(x_s | x_t) = sum_c q(x_s | x_t, c)
-p(c | x_t). At k = 0 everything is noise drawn from m, so there is no prior term, and
+p(c | x_t). At k = 0 everything is noise drawn from m, so there is no prior term, and at s = 1 the
+divergence is the reconstruction (Austin et al. 2021, "Structured denoising diffusion models in
+discrete state-spaces"). The law whose likelihood this bounds is that of the chain p itself, which
+the sampler runs at noise eta = 1 / k_t (`core.ctmc`). Where the network is exact, graphs drawn
+without noise have that law too, and the bound is tight in the limit of many steps; where it is not,
+the two laws differ by its errors. (The bound of the noiseless chain is never tight: that chain does
+not forget which entries have moved already, while the model cannot see it.)
 
-    log p(x_1)  >=  - sum over steps of  E_{x_t} KL( q(x_s | x_t, x_1) || p(x_s | x_t) ),
+**Real entries**, x_t = beta x + sigma e, of a system of SDEs or of features: both posteriors are
+Gaussian of one variance, and with SNR = beta^2 / sigma^2 (Kingma et al. 2021, "Variational
+diffusion models", equation 13; the prior is N(0, sigma(0)^2))
 
-the last step, s = 1, being the reconstruction log p(x_1 | x_t) (Austin et al. 2021, "Structured
-denoising diffusion models in discrete state-spaces"). Every x_t is drawn afresh, which makes the
-sum unbiased; its standard error over draws is reported. The bound is for the nodes and edges of a
-graph in the given order and for its number of nodes.
+    KL(t, s) = (SNR(s) - SNR(t)) |x - x^_t|^2 / 2,        KL(0) = SNR(0) |x|^2 / 2.
 
-The law whose likelihood this bounds is that of the chain p itself, which the sampler runs at noise
-eta = 1 / k_t (`core.ctmc`). Where the network is exact, graphs drawn without noise have that law
-too, and the bound is tight in the limit of many steps; where it is not, the two laws differ by its
-errors. (The bound of the noiseless chain is never tight: that chain does not forget which entries
-have moved already, while the model cannot see it.)
+Classes that were encoded are read off the network, p(c | x_t); a feature is N(x^_t, 1 / SNR(t)).
+This is the law of the ancestral sampler, "ddpm", but for the reading of the classes at its end.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from driftworks.core.ctmc import Replacing
 from driftworks.core.keys import Keys
+from driftworks.core.paths import Path
 from driftworks.errors import UserError
 from driftworks.graphgen.graph import Graphs
-from driftworks.graphgen.process import GraphModel
+from driftworks.graphgen.process import GraphModel, encode, expected
 from driftworks.graphgen.sample import clock
 
 __all__ = ["Bound", "bound", "step_posterior"]
@@ -76,6 +91,32 @@ def _divergence(x_1: Tensor, x_t: Tensor, logits: Tensor, marginal: Tensor, k_t:
     return torch.xlogy(q, q).sum(-1) - (q * model.log()).sum(-1)
 
 
+def _times(model: GraphModel, steps: int) -> tuple[float, ...]:
+    """The sampling clock; with features, even steps of their log SNR from -5 to 7.
+
+    A step of SNR to r SNR costs a feature (r - 1 - log r) / 2, and the clock ends in steps of large
+    r. At log SNR 7 what is left of a feature's noise is 3 % of its deviation.
+    """
+    path = model.process.parts["features"].path if model.config.features else None
+    if not isinstance(path, Path):
+        return clock(steps)
+    levels = [-5.0 + 12.0 * k / max(1, steps - 2) for k in range(steps - 1)]
+    return (0.0, *(float(path.time_of_log_snr(level)) for level in levels), 1.0)
+
+
+def _gain(path: Path, t: float, s: float | None) -> float:
+    """(SNR(s) - SNR(t)) / 2, or SNR(t) / 2 without s."""
+
+    def ratio(at: float) -> float:
+        return float(path.beta(at) / path.sigma(at)) ** 2
+
+    return 0.5 * (ratio(t) if s is None else ratio(s) - ratio(t))
+
+
+def _log_normal(x: Tensor, mean: Tensor, precision: float) -> Tensor:
+    return 0.5 * (math.log(precision / (2.0 * math.pi)) - precision * (x - mean).square())
+
+
 @torch.no_grad()
 def bound(
     model: GraphModel, graphs: Graphs, steps: int = 100, draws: int = 1, seed: int = 0,
@@ -83,38 +124,79 @@ def bound(
 ) -> Bound:
     """The bound of the module's docstring for every graph, from ``draws`` passes of ``steps``.
 
-    Raises `UserError` for a model with continuous parts, whose density has no such bound.
+    Raises `UserError` for a model with weights of edges: the noisy weight of an edge that is not
+    there belongs to no datum, and the network's answer to it is not trained.
     """
     config = model.config
-    if config.system != "flow" or config.features or config.weights:
-        raise UserError("the bound is for discrete flows without continuous attributes")
+    if config.weights:
+        raise UserError("the bound is not for models with weights of edges")
     device = next(model.parameters()).device
-    times = clock(steps)
+    times = _times(model, steps)
     values = torch.zeros(draws, len(graphs), dtype=torch.float64)
     sizes = graphs.node_counts
     for size in sizes.unique().tolist():
         rows_of_size = (sizes == size).nonzero()[:, 0]
         for rows in rows_of_size.split(batch_size):
             some = graphs[rows].padded(size).to(device)
-            data = {"nodes": some.nodes, "edges": some.edges}
-            upper = torch.ones(size, size, dtype=torch.bool, device=device).triu(1)
             for draw in range(draws):
                 keys = Keys.for_samples(seed, rows + draw * (1 << 40)).to(device)
-                total = torch.zeros(len(rows), dtype=torch.float64, device=device)
-                for k, (t, s) in enumerate(zip(times, times[1:], strict=False)):
-                    clocks = torch.full((len(rows),), t, device=device)
-                    bridge = model.process.bridge(data, clocks, keys, some.mask, step=k)
-                    assert isinstance(bridge.x_t, dict)
-                    logits = model.logits(bridge.x_t, clocks, some.mask, None)
-                    for name in ("nodes", "edges"):
-                        route = model.process.parts[name].path
-                        assert isinstance(route, Replacing)
-                        m = torch.tensor(route.marginal, dtype=torch.float64, device=device)
-                        kl = _divergence(
-                            data[name], bridge.x_t[name], logits[name], m,
-                            float(route.kappa(t)), float(route.kappa(s)),
-                        )
-                        total -= (kl * upper if name == "edges" else kl).flatten(1).sum(1)
-                values[draw, rows] = total.cpu()
+                values[draw, rows] = _one_pass(model, some, keys, times).cpu()
     spread = values.std(0) / draws**0.5 if draws > 1 else torch.full_like(values[0], torch.nan)
     return Bound(values.mean(0), spread)
+
+
+def _one_pass(model: GraphModel, graphs: Graphs, keys: Keys, times: tuple[float, ...]) -> Tensor:
+    """The bound (B,) of graphs of one size from one draw of every step, float64."""
+    device = graphs.edges.device
+    config, tokens = model.config, model.config.system == "flow"
+    classes = {"nodes": graphs.nodes, "edges": graphs.edges}
+    size = graphs.mask.shape[1]
+    upper = torch.ones(size, size, dtype=torch.bool, device=device).triu(1)
+    data: dict[str, Tensor] = dict(classes) if tokens else {
+        name: model.process.parts[name].space.project(
+            encode(x, len(getattr(config, name))), graphs.mask
+        )
+        for name, x in classes.items()
+    }
+    total = torch.zeros(len(keys), dtype=torch.float64, device=device)
+    if config.features:
+        mean, deviation = torch.tensor(
+            config.features, dtype=torch.float64, device=device
+        ).unbind(1)
+        data["features"] = ((graphs.features - mean) / deviation).float()
+        total -= deviation.log().sum() * size  # a density in the units of the data
+
+    def add(name: str, terms: Tensor) -> None:
+        once = terms * (upper.unsqueeze(-1) if terms.ndim == 4 else upper) if (
+            name == "edges") else terms
+        total.add_(once.flatten(1).sum(1))
+
+    paths = {name: part.path for name, part in model.process.parts.items()}
+    for name, path in paths.items():
+        if isinstance(path, Path):
+            add(name, -_gain(path, times[0], None) * data[name].double().square())
+    for k, (t, s) in enumerate(pairwise(times)):
+        clocks = torch.full((len(keys),), t, device=device)
+        bridge = model.process.bridge(data, clocks, keys, graphs.mask, step=k)
+        assert isinstance(bridge.x_t, dict)
+        answer = model.logits(bridge.x_t, clocks, graphs.mask, None)
+        for name, path in paths.items():
+            if isinstance(path, Replacing):
+                m = torch.tensor(path.marginal, dtype=torch.float64, device=device)
+                add(name, -_divergence(
+                    data[name], bridge.x_t[name], answer[name], m,
+                    float(path.kappa(t)), float(path.kappa(s)),
+                ))
+                continue
+            assert isinstance(path, Path)
+            if s < 1.0:
+                found = answer[name].double()
+                end = found if name == "features" else expected(found.softmax(-1))
+                add(name, -_gain(path, t, s) * (data[name] - end).square())
+            elif name == "features":
+                precision = 2.0 * _gain(path, t, None)
+                add(name, _log_normal(data[name].double(), answer[name].double(), precision))
+            else:
+                log_p = answer[name].double().log_softmax(-1)
+                add(name, log_p.gather(-1, classes[name].unsqueeze(-1)).squeeze(-1))
+    return total

@@ -14,7 +14,8 @@ which has no way to write a molecule with impossible valences; `write` returns h
 Sequences come back as tuples, numpy's numbers as Python's.
 
 Reading also takes ``.smiles``, ``.csv`` and ``.tsv`` with a column of SMILES, a folder of GraphML
-files, and any text form with ``.gz`` behind it. GraphML knows only strings as names of nodes; where
+files, and any text form with ``.gz`` behind it. Other columns, and the tags of an SDF, become
+properties of the molecules. GraphML knows only strings as names of nodes; where
 all are whole numbers they are read as such.
 """
 
@@ -582,7 +583,11 @@ def _read_table(content: bytes, path: Path) -> Iterator[Mol | None]:
             listed = ", ".join(headers) or "none"
             raise UserError(f"{path} has no column 'smiles'; it has: {listed}")
         for row in rows:
-            yield _molecule(row[column].strip()) if column < len(row) else None
+            mol = _molecule(row[column].strip()) if column < len(row) else None
+            for header, cell in zip(headers, row, strict=False):
+                if mol is not None and header and cell.strip() and header != headers[column]:
+                    mol.SetProp(header, cell.strip())
+            yield mol
     except csv.Error as error:
         raise UserError(f"{path}, line {rows.line_num}: {error}") from error
 
@@ -604,8 +609,10 @@ def _read_sdf(content: bytes, path: Path) -> Iterator[Mol | None]:
         block = text.removeprefix("\r\n").removeprefix("\n") if text is not records[0] else text
         with rdBase.BlockLogs():
             try:
-                yield Chem.MolFromMolBlock(block, sanitize=False, removeHs=False)
-            except (RuntimeError, ValueError):
+                supplier = Chem.SDMolSupplier()  # unlike MolFromMolBlock it reads the tags
+                supplier.SetData(block, sanitize=False, removeHs=False)
+                yield next(iter(supplier), None)
+            except (RuntimeError, ValueError, OSError):
                 yield None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,20 +14,17 @@ from torch import Tensor
 
 from driftworks.errors import UserError
 from driftworks.graphgen import gdss
-from driftworks.graphgen.convert import MEMORY_LIMIT, declare, from_networkx, from_pyg
+from driftworks.graphgen.convert import MEMORY_LIMIT, declare, from_networkx, from_pyg, from_rdkit
 from driftworks.graphgen.graph import Graphs
 from driftworks.graphgen.network import NetConfig, footprint
 from driftworks.graphgen.train import PRESETS, TrainConfig, describe, train
 from driftworks.graphgen.zoo import Model, load
 
-if TYPE_CHECKING:
-    from networkx import Graph
-
 __all__ = ["fit"]
 
 
 def fit(
-    graphs: Iterable[Graph] | Graphs,
+    graphs: Iterable[Any] | Graphs,
     minutes: float | None = None,
     *,
     steps: int | None = None,
@@ -48,15 +45,18 @@ def fit(
     source: str | None = None,
     **recipe: Any,
 ) -> Model:
-    """Train a model on networkx graphs, PyTorch Geometric data, or a `Graphs` batch.
+    """Train a model on networkx graphs, PyTorch Geometric data, molecules, or a `Graphs` batch.
 
     Args:
+        graphs: of one kind. Of RDKit molecules atoms, charges and bonds are learned, and those that
+            cannot be graphs (`from_rdkit`) are left out and counted in the model's record.
         minutes, steps: length of the training (10 minutes when neither is given).
         nodes, edges: names of categorical attributes of nodes and edges.
         features: names of continuous node attributes; ``weight``: that of edges.
         ignore: attributes to leave behind. Fields of PyTorch Geometric are named in the same way.
-        label: name of an integer attribute 0, 1, ... of ``graph.graph`` to condition on.
-        properties: names of numeric graph attributes to condition on; missing ones are allowed.
+        label: name of an integer 0, 1, ... of every graph to condition on: an attribute in
+            ``graph.graph``, a field of PyTorch Geometric data, a property of a molecule.
+        properties: names of numbers of graphs to condition on; missing ones are allowed.
         system: "flow" for the discrete flow, "sde" for the system of SDEs.
         preset: sizes, "small" (a laptop) or "base" (a GPU); any field of `TrainConfig` may follow.
             "gdss" is the published GDSS, "gdss-community_small" and so on (`gdss.PRESETS`) its
@@ -75,10 +75,11 @@ def fit(
         raise UserError(f"unknown system {system!r}; choose flow or sde")
     classes: Tensor | None = None
     numbers: Tensor | None = None
+    failures: dict[str, int] = {}
     if isinstance(graphs, Graphs):
         batch = graphs
         if label or properties:
-            raise UserError("label and properties are read from networkx graphs, not from a batch")
+            raise UserError("a batch holds no label and no properties: give the graphs themselves")
     else:
         given: list[Any] = _listed(graphs)
         if given and hasattr(given[0], "edge_index"):
@@ -87,14 +88,21 @@ def fit(
                                 "and one those of edges")
             kinds = [name if isinstance(name, str) else "".join(name) for name in (nodes, edges)]
             batch = from_pyg(given, kinds[0] or None, kinds[1] or None, features, weight, ignore)
-            if label or properties:
-                raise UserError("label and properties are read from networkx graphs")
+        elif any(hasattr(one, "GetAtoms") for one in given):
+            if nodes or edges or features or weight or ignore:
+                raise UserError("of molecules atoms, charges and bonds are learned: they have no "
+                                "nodes, edges, features, weight or ignore to declare")
+            taken: list[int] = []
+            batch = from_rdkit(given, failures=failures, taken=taken)
+            given = [given[i] for i in taken]
         else:
             batch = from_networkx(given, declare(given, nodes, edges, features, weight, ignore))
-            classes = _labels(given, label) if label else None
-            numbers = _numbers(given, properties) if properties else None
+        classes = _labels(given, label) if label else None
+        numbers = _numbers(given, properties) if properties else None
+    lost = ", ".join(f"{count} {reason}" for reason, count in sorted(failures.items()))
+    about = (source or f"{len(batch)} graphs") + (f"; left out: {lost}" if lost else "")
     run: dict[str, Any] = {
-        "source": source or f"{len(batch)} graphs", "resume": resume, "progress": progress,
+        "source": about, "resume": resume, "progress": progress,
     }
     with tempfile.TemporaryDirectory(prefix="driftworks-") as scratch:
         folder = Path(out) if out is not None else Path(scratch) / "fit"
@@ -147,10 +155,20 @@ def _refuse_too_large(net: NetConfig) -> None:
         )
 
 
+def _told(graph: Any, name: str) -> Any:
+    """What a graph says of itself under this name; None where it says nothing."""
+    if hasattr(graph, "GetAtoms"):
+        return graph.GetPropsAsDict().get(name)
+    if hasattr(graph, "edge_index"):
+        value = graph[name] if name in graph else None
+        return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    return graph.graph.get(name)
+
+
 def _labels(graphs: Sequence[Any], name: str) -> Tensor:
     values = []
     for i, graph in enumerate(graphs):
-        value = graph.graph.get(name)
+        value = _told(graph, name)
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
             raise UserError(f"graph {i}: label {name!r} must be a whole number >= 0, got {value!r}")
         values.append(int(value))
@@ -164,7 +182,8 @@ def _labels(graphs: Sequence[Any], name: str) -> Tensor:
 
 
 def _numbers(graphs: Sequence[Any], names: Sequence[str]) -> Tensor:
-    rows = [[graph.graph.get(name, float("nan")) for name in names] for graph in graphs]
+    rows = [[_told(graph, name) for name in names] for graph in graphs]
+    rows = [[float("nan") if value is None else value for value in row] for row in rows]
     try:
         values = torch.tensor(rows, dtype=torch.float32)
     except (TypeError, ValueError):

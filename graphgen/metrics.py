@@ -65,8 +65,8 @@ def evaluate(
     Parameters
     ----------
     graphs: what a model drew (`zoo.Drawn`, whose missing graphs count); networkx graphs, None
-        standing for one that failed; PyTorch Geometric data; a `Graphs` batch; or molecules (RDKit, or graphs whose
-        attributes are those of molecules), see `evaluate_molecules`
+        standing for one that failed; PyTorch Geometric data; a `Graphs` batch; or molecules (RDKit,
+        or graphs whose attributes are those of molecules), see `evaluate_molecules`
     reference: held-out real graphs of the same kind
     train: the training graphs, for novelty, copies and the floor
     family: name of a predicate of `validity.FAMILIES`, or a function graph -> bool
@@ -210,9 +210,9 @@ def _listed(graphs: Any, nodes: Sequence[str] = (), edges: Sequence[str] = ()) -
         if len(nodes) > 1 or len(edges) > 1:
             raise UserError("of PyTorch Geometric graphs one field holds the kinds of nodes, and "
                             "one those of edges")
-        kinds = [names[0] if names else None for names in (nodes, edges)]
-        others = tuple(sorted({*graph.keys()} - {*kinds, "edge_index"}))
-        given[i] = networkx_of_pyg(graph, i, *kinds, (), None, others)
+        node, edge = (names[0] if names else None for names in (nodes, edges))
+        others = tuple(sorted({*graph.keys()} - {node, edge, "edge_index"}))
+        given[i] = networkx_of_pyg(graph, i, node, edge, (), None, others)
     return given
 
 

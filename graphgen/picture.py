@@ -80,7 +80,9 @@ def draw(
     return path
 
 
-def palette_of(graphs: Sequence[Graph], colour: str | None) -> tuple[str | None, dict[Hashable, Any]]:
+def palette_of(
+    graphs: Sequence[Graph], colour: str | None
+) -> tuple[str | None, dict[Hashable, Any]]:
     """The attribute to colour by and the colour of each of its values."""
     from matplotlib import colormaps
 

@@ -35,7 +35,7 @@ from driftworks.core.process import Part, Process
 from driftworks.core.spaces import Flat, PairTokens, Symmetric, Tokens
 from driftworks.graphgen.network import GraphNet, NetConfig
 
-__all__ = ["GraphModel", "bare_posterior", "decode", "encode", "graph_process"]
+__all__ = ["GraphModel", "bare_posterior", "decode", "encode", "expected", "graph_process"]
 
 PATHS: dict[str, Callable[[], Path]] = {
     "vp": Path.vp, "ve": lambda: Path.ve(0.01, 20.0), "subvp": Path.subvp,
@@ -70,7 +70,7 @@ def decode(x: Tensor, count: int) -> Tensor:
     return (x[..., 0] > 0).long() if count == 2 else x.argmax(-1)
 
 
-def _expected(p: Tensor) -> Tensor:
+def expected(p: Tensor) -> Tensor:
     """E[enc(c)] of probabilities (..., K)."""
     return 2.0 * (p[..., 1:] if p.shape[-1] == 2 else p) - 1.0
 
@@ -148,5 +148,5 @@ class GraphModel(nn.Module):
         answer = self.logits(x, t, mask, cond)
         if self.config.system == "sde":
             for name in ("nodes", "edges"):
-                answer[name] = _expected(answer[name].softmax(-1))
+                answer[name] = expected(answer[name].softmax(-1))
         return answer

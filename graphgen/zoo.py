@@ -284,7 +284,7 @@ class Model:
              seed: int = 0) -> Bound:
         """A lower bound of the log-likelihood of graphs, in nats; see `graphgen.elbo`."""
         if not isinstance(self.model, GraphModel):
-            raise UserError("the bound is for discrete flows, and this model is a system of SDEs")
+            raise UserError("the published GDSS answers with scores, which give no such bound")
         given = graphs if isinstance(graphs, Graphs) else from_networkx(graphs, self.attributes)
         return bound(self.model, given, steps=steps, draws=draws, seed=seed)
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import networkx as nx
 import numpy as np
 import pytest
+import torch
 
-from driftworks import cli
+from driftworks import cli, graphgen
 from driftworks.commands import graphs as sources
 from driftworks.commands import models, sample
 from driftworks.data import graphs as sets
@@ -395,8 +396,23 @@ def test_training_says_what_it_left_out(
     (tmp_path / "some.smi").write_text(SMILES + "nonsense\n[13CH4]\n")
     words = ["train", "graphgen", "--data", str(tmp_path / "some.smi"), *LENGTH]
     assert cli.main([*words, "--out", str(tmp_path / "run")]) == 0
-    expected = "6 molecules to train on: {}; left out: 1 isotope, 1 missing\n"
-    assert capsys.readouterr().out.startswith(expected.format(tmp_path / "some.smi"))
+    said = capsys.readouterr().out
+    assert said.startswith(f"8 molecules: {tmp_path / 'some.smi'}\n")
+    assert f"trained on 6 of {tmp_path / 'some.smi'}; left out: 1 isotope, 1 missing\n" in said
+
+
+def test_molecules_are_learned_with_numbers_of_theirs(tmp_path: Path) -> None:
+    rows = [f"{text.split()[0]},{k},{k % 2}" for k, text in enumerate(SMILES.splitlines())]
+    (tmp_path / "some.csv").write_text("\n".join(["smiles,height,kind", *rows, "[13CH4],9,0", ""]))
+    words = ["train", "graphgen", "--data", str(tmp_path / "some.csv"), *LENGTH, "--property",
+             "height", "--label", "kind"]  # fmt: skip
+    assert cli.main([*words, "--out", str(tmp_path / "run")]) == 0
+    model = graphgen.load(tmp_path / "run")
+    assert model.config.properties == ("height",) and model.config.labels == 2
+    heights = torch.arange(len(rows), dtype=torch.float32)  # without the isotope's 9
+    assert float(model.net.property_mean[0]) == pytest.approx(float(heights.mean()))
+    drawn = model.sample(2, properties={"height": 3.0}, label=1, steps=2)
+    assert len(drawn) == 2
 
 
 def test_a_run_is_continued_and_another_is_not_overwritten(

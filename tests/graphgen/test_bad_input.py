@@ -5,6 +5,8 @@ from __future__ import annotations
 import networkx as nx
 import numpy as np
 import pytest
+import torch
+from rdkit import Chem
 
 from driftworks import graphgen
 from driftworks.errors import UserError
@@ -330,3 +332,22 @@ def test_graphs_a_model_could_not_draw_count_in_its_evaluation(model):
 def test_recipes_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         graphgen.fit(GOOD, progress=False, **settings)
+
+
+def test_fields_of_pytorch_geometric_graphs_are_conditions():
+    pytest.importorskip("torch_geometric")
+    data = graphgen.to_pyg(graphgen.from_networkx(GOOD, graphgen.declare(GOOD)))
+    for k, one in enumerate(data):
+        one.y, one.height = torch.tensor([k % 2]), float(k)
+    model = fit(data, label="y", properties=["height"])
+    assert model.config.labels == 2 and model.config.properties == ("height",)
+    mean = (len(data) - 1) / 2
+    assert float(model.net.property_mean[0]) == pytest.approx(mean)
+    data[0].y = torch.tensor([0.5])
+    with pytest.raises(UserError, match="graph 0: label 'y' must be a whole number"):
+        fit(data, label="y")
+
+
+def test_molecules_have_nothing_to_declare():
+    with pytest.raises(UserError, match="of molecules atoms, charges and bonds"):
+        fit([Chem.MolFromSmiles("CC"), None], nodes=["element"])

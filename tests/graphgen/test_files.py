@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rdkit import Chem
 
 from driftworks.data import graphs as sets
 from driftworks.errors import UserError
@@ -400,3 +401,16 @@ def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="No space left"):
         files.write(plain_graphs()[:1], path)
     assert path.read_bytes() == before
+
+
+def test_columns_and_tags_are_properties_of_molecules(tmp_path):
+    (tmp_path / "a.csv").write_text("name,smiles,gap,kind\nx,CCO,1.5,0\ny,CC,,1\nz,nonsense,2,3\n")
+    first, second, third = files.read(tmp_path / "a.csv")
+    assert first.GetPropsAsDict() == {"name": "x", "gap": 1.5, "kind": 0} and third is None
+    assert second.GetPropsAsDict() == {"name": "y", "kind": 1}
+    writer = Chem.SDWriter(str(tmp_path / "a.sdf"))
+    first.UpdatePropertyCache()
+    writer.write(first)
+    writer.close()
+    (tagged,) = files.read(tmp_path / "a.sdf")
+    assert tagged.GetPropsAsDict()["gap"] == 1.5 and tagged.GetNumAtoms() == 3

@@ -436,7 +436,7 @@ def test_what_gdss_cannot_do_is_refused_with_the_reason(fitted):
         graphgen.fit([nx.Graph([(0, 1)], x=1.5)], preset="gdss", properties=["x"], steps=1)
     with pytest.raises(UserError, match="preset 'gdss', sampler.predictor: Input should"):
         graphgen.fit(star, preset="gdss", steps=1, sampler={"predictor": "leap"})
-    with pytest.raises(UserError, match="the bound is for discrete flows"):
+    with pytest.raises(UserError, match="answers with scores"):
         fitted.elbo([nx.path_graph(3)])
     with pytest.raises(UserError, match="noise=1.0 and temperature=1.0 are settings of discrete"):
         fitted.sample(2, noise=1.0)

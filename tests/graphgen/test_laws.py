@@ -211,6 +211,59 @@ def test_the_drawn_bound_is_the_summed_one(three_nodes):
     assert (stderr < 0.15).all() and ((found.mean(0) - exact).abs() < 4 * stderr).all()
 
 
+@pytest.mark.parametrize("sde", ["vp", "ve", "subvp"])
+def test_the_bound_of_the_sdes_is_tight_as_steps_grow(three_nodes, sde):
+    prior = three_nodes.labelled(SHARE)
+    model = three_nodes.model(prior, DENSITY, system="sde", edge_sde=sde)
+    given = graphgen.from_networkx([nx.empty_graph(3)] * 800)
+    given = replace(given, edges=three_nodes.matrices().repeat(100, 1, 1))
+    gaps = []
+    for steps in (30, 240):
+        found = bound(model, given, steps=steps, seed=5, batch_size=800).value.view(100, 8)
+        each, stderr = found.mean(0) - prior.log(), found.std(0) / 10
+        assert (each < 4 * stderr).all()
+        gaps.append(float((prior * each).sum()))
+        error = float((prior * stderr).square().sum().sqrt())
+        # of the data's own law the bound is below on average: minus the entropy is the best
+        assert gaps[-1] < 3 * error
+    assert gaps[1] > -0.2 and gaps[0] < 2.5 * gaps[1], gaps
+
+
+class Normals(torch.nn.Module):
+    """Features that are independent normals of unit variance and their posterior means."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.placed = config, torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, nodes, edges, t, mask, features=None, *_):
+        t = t.view(-1, 1, 1)
+        mean = t / (t**2 + (1 - t) ** 2) * features
+        b, n = mask.shape
+        return {"nodes": torch.zeros(b, n, 1), "features": mean,
+                "edges": torch.tensor([50.0, 0.0]).expand(b, n, n, 2)}
+
+
+def test_the_bound_of_features_is_a_density_in_their_own_units():
+    centre, scale = torch.tensor([3.0, -1.0]), torch.tensor([0.2, 7.0])
+    config = NetConfig(edges=(0.9, 0.1), features=list(zip(centre.tolist(), scale.tolist(),
+                                                           strict=True)))  # fmt: skip
+    model = GraphModel(Normals(config), graph_process(config))
+    x = centre + scale * torch.tensor([[0.3, -1.2], [2.0, 0.1]])
+    shape = nx.empty_graph(2)
+    nx.set_node_attributes(shape, {k: tuple(x[k].tolist()) for k in range(2)}, "x")
+    given = graphgen.from_networkx([shape] * 2000, graphgen.declare([shape], features="x"))
+    exact = float(torch.distributions.Normal(centre, scale).log_prob(x).sum())
+    # nothing of the edges: noise draws some, and the network says with certainty that none is there
+    gaps = []
+    for steps in (50, 200):
+        found = bound(model, given, steps=steps, seed=1, batch_size=2000).value
+        assert float(found.std()) / 2000**0.5 < 0.06
+        gaps.append(exact - float(found.mean()))
+    # a step of SNR to r SNR costs (r - 1 - log r) / 2 where SNR |x - x^|^2 is 1: first order
+    assert gaps[0] > gaps[1] + 0.5 and 0 < gaps[1] < 0.6, gaps
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("system", ["flow", "sde"])
 def test_a_trained_model_recovers_prescribed_class_probabilities(three_nodes, system):

@@ -134,6 +134,10 @@ def _table(source: str, split: str | None, progress: bool) -> Source:
     with rdBase.BlockLogs():
         read = partial(Chem.MolFromSmiles, sanitize=False)
         mols = [read(text) if text else None for text in chosen.smiles]
+    for name, values in chosen.properties.items():
+        for mol, value in zip(mols, values.tolist(), strict=True):
+            if mol is not None:
+                mol.SetDoubleProp(name, value)
     return Source(mols, True, f"the {split} split of {source}" if named else source)
 
 

@@ -153,8 +153,8 @@ def graphgen(
     """Train a graph model; the training split is used where the data has one.
 
     Every attribute of the graphs is declared or ignored by name. Of molecules atoms, charges and
-    bonds are learned without being declared. A family is drawn afresh: 128 graphs to train, 40 to
-    test.
+    bonds are learned without being declared; properties are columns of a table or tags of an SDF. A
+    family is drawn afresh: 128 graphs to train, 40 to test.
 
     \b
     Example:
@@ -162,6 +162,7 @@ def graphgen(
       driftworks train graphgen --data mine.jsonl --node-attribute role --weight strength \\
           --out runs/mine --resume
       driftworks train graphgen --data graphs.npz:enzymes --ignore label --out runs/enzymes
+      driftworks train graphgen --data qm9 --property gap --minutes 90 --out runs/gap
       driftworks sample graphgen --model runs/mine --n 100 --out drawn.jsonl
     """
     if minutes is not None and steps is not None:
@@ -184,27 +185,23 @@ def graphgen(
     pick_device(device)
 
     from driftworks.commands.graphs import declared, source_of
-    from driftworks.graphgen.convert import from_rdkit
     from driftworks.graphgen.fitting import fit
 
     source = source_of(data, "train", progress=not quiet)
     nodes, edges, features = node_attribute or [], edge_attribute or [], feature or []
     examples: Any
     if source.molecules:
-        if nodes or edges or features or weight or ignore or label or prop:
-            raise UserError("of molecules only atoms, charges and bonds are learned: leave out "
+        if nodes or edges or features or weight or ignore:
+            raise UserError("of molecules atoms, charges and bonds are learned: leave out "
                             "--node-attribute, --edge-attribute and the like")
-        failures: dict[str, int] = {}
-        examples = from_rdkit(source.graphs, failures=failures)
-        lost = ", ".join(f"{count} {reason}" for reason, count in sorted(failures.items()))
-        print(f"{len(examples)} molecules to train on: {source.text}"
-              + (f"; left out: {lost}" if lost else ""))
+        examples = source.graphs
+        print(f"{len(examples)} molecules: {source.text}")
     else:
         on_edges = [*edges, *([weight] if weight else [])]
         examples = declared(source.graphs, [*nodes, *features], on_edges, ignore or [])
         print(f"{len(examples)} graphs to train on: {source.text}")
     recipe: dict[str, Any] = {} if batch_size is None else {"batch": batch_size}
-    fit(
+    model = fit(
         examples,
         minutes,
         steps=steps,
@@ -224,7 +221,8 @@ def graphgen(
         source=source.text,
         **recipe,
     )
-    print(f"model written to {out}")
+    used = model.meta["training"]["data"]
+    print(f"model written to {out}, trained on {used['graphs']} of {used['source']}")
 
 
 @app.command()
