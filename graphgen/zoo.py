@@ -430,7 +430,8 @@ class Model:
         most = {int(size): min(batch_size, self._room(int(size))) for size in np.unique(sizes)}
         waiting = np.arange(n)
         kept: list[tuple[Graphs, np.ndarray]] = []
-        drawn = lost = 0
+        drawn = 0
+        broken = np.zeros(n, dtype=bool)  # the last attempt did not stay finite
         with progress_bar("graphs", n, show=progress) as update:
             for attempt in range(attempts if tests else 1):
                 again = Keys.for_samples(keys.seed, keys.ids + attempt * _STRIDE)
@@ -449,7 +450,8 @@ class Model:
                     batches, each_on_one_thread(one, batches, self.device), strict=True
                 ):
                     drawn += len(rows)
-                    lost += len(rows) - len(finite) if not tests else 0
+                    broken[rows] = True
+                    broken[finite] = False
                     good = np.ones(len(finite), dtype=bool)
                     if tests and len(finite):
                         good = np.array([all(t(g) for t in tests) for g in to_networkx(graphs)])
@@ -464,9 +466,9 @@ class Model:
         graphs = Graphs.cat([g for g, _ in kept])[rank] if len(order) else (
             Graphs.empty(attributes=self.attributes)
         )
-        failures = {"not_finite": lost}
+        failures = {"not_finite": int(broken.sum())}
         if tests:
-            failures = {"requirements": n - len(order)}
+            failures["requirements"] = n - len(order) - failures["not_finite"]
         return Drawn(graphs, n, drawn, failures, order[rank] + first)
 
 

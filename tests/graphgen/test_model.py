@@ -204,9 +204,25 @@ def test_requirements_are_met_and_the_acceptance_is_reported(fitted):
                           batch_size=3)
     assert [list(g.edges) for g in out] == [list(g.edges) for g in again]
     none = fitted.sample(2, steps=2, require=lambda graph: False, attempts=2)
-    assert len(none) == 0 and none.failures == {"requirements": 2} and none.attempts == 4
+    assert len(none) == 0 and none.attempts == 4
+    assert none.failures == {"not_finite": 0, "requirements": 2}
     with pytest.raises(UserError, match="unknown family 'round'"):
         fitted.sample(2, require="round")
+
+
+def test_graphs_that_do_not_stay_finite_are_counted_as_such(fitted, monkeypatch):
+    whole = fitted._batch
+
+    def broken(keys, rows, *args, **settings):  # graphs 1 and 4 never stay finite
+        graphs, finite = whole(keys, rows, *args, **settings)
+        good = ~np.isin(finite, [1, 4])
+        return graphs[np.flatnonzero(good)], finite[good]
+
+    monkeypatch.setattr(fitted, "_batch", broken)
+    out = fitted.sample(6, steps=2)
+    assert out.failures == {"not_finite": 2} and out.indices.tolist() == [0, 2, 3, 5]
+    none = fitted.sample(6, steps=2, require=lambda graph: False, attempts=2)
+    assert none.failures == {"not_finite": 2, "requirements": 4} and none.attempts == 12
 
 
 def test_an_interrupted_training_ends_on_the_same_weights(tmp_path):
