@@ -22,7 +22,11 @@ and effective resistances, screened by a small s so that they are finite between
 
 A_ij R_ij is the share of spanning trees that hold the edge ij (Kirchhoff; s = 0). It is 1 for a
 bridge and less in a cycle, so that one edge tells what depends on the whole graph: whether it
-closes a cycle, and whether it alone joins two communities.
+closes a cycle, and whether it alone joins two communities. Of the graph as a whole the network sees
+
+    log s tr G = log sum_k s / (lambda_k + s),    lambda the eigenvalues of D - A,
+
+for small s the logarithm of the number of components, and the mean degree of every edge class.
 
 No operation depends on the order of the nodes or on how many padded ones there are.
 """
@@ -98,22 +102,25 @@ def walks(adjacency: Tensor, steps: int) -> Tensor:
     return torch.stack(powers, -1)
 
 
-def resistances(adjacency: Tensor, screens: tuple[float, ...]) -> Tensor:
+def resistances(adjacency: Tensor, screens: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     """Screened effective resistances of ``adjacency`` (B, N, N) >= 0, symmetric.
 
-    Returns (B, N, N, 2 S): R / (1 + R) for every screening constant, then A R.
+    Returns (B, N, N, 2 S), R / (1 + R) for every screening constant and then A R; and (B, N, S),
+    s G_ii, which over the nodes of a component sums to 1 for small s.
     """
     with torch.autocast(adjacency.device.type, enabled=False):
         conductance = adjacency.float()
         identity = torch.eye(conductance.shape[-1], device=conductance.device)
         laplacian = conductance.sum(-1).diag_embed() - conductance
-        found = []
+        found, shares = [], []
         for screen in screens:
             green = torch.linalg.inv(laplacian + screen * identity)
             own = green.diagonal(dim1=1, dim2=2)
             found.append((own.unsqueeze(1) + own.unsqueeze(2) - 2.0 * green).clamp(min=0.0))
-        shares = [r / (1.0 + r) for r in found]
-        return torch.stack(shares + [conductance * r for r in found], -1).to(adjacency.dtype)
+            shares.append(screen * own)
+        pairs = [r / (1.0 + r) for r in found] + [conductance * r for r in found]
+        return (torch.stack(pairs, -1).to(adjacency.dtype),
+                torch.stack(shares, -1).to(adjacency.dtype))
 
 
 def _zeroed(layer: nn.Linear) -> nn.Linear:
@@ -202,6 +209,7 @@ class GraphNet(nn.Module):
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.time = nn.Sequential(nn.Linear(32, d), SiLU(), nn.Linear(d, d))
         self.size = nn.Linear(32, d)
+        self.whole = nn.Linear(len(config.screens) + kinds, d)
         if config.labels:
             self.label = nn.Embedding(config.labels + 1, d)
         if config.properties:
@@ -247,7 +255,6 @@ class GraphNet(nn.Module):
             given = ~properties.isnan()
             z = ((properties.nan_to_num() - self.property_mean) / self.property_std).clamp(-8, 8)
             summary = summary + self.value(torch.cat((z * given, given.to(z.dtype)), -1))
-        condition = self.condition(summary)
 
         pairs = (mask.unsqueeze(1) & mask.unsqueeze(2)).to(edges.dtype)
         pairs = pairs * (1 - torch.eye(mask.shape[1], device=mask.device))
@@ -260,8 +267,12 @@ class GraphNet(nn.Module):
         degree = (edges[..., 1:] * pairs.unsqueeze(-1)).sum(2) / 8.0
         extra_nodes = [] if features is None else [features]
         extra_pairs = [] if weights is None else [weights]
+        whole = [8.0 * degree.sum(1) / count.unsqueeze(1)]
         if config.screens:
-            extra_pairs.append(resistances(adjacency, config.screens) * pairs.unsqueeze(-1))
+            between, own = resistances(adjacency, config.screens)
+            extra_pairs.append(between * pairs.unsqueeze(-1))
+            whole.append((own * mask.unsqueeze(-1)).sum(1).log())
+        condition = self.condition(summary + self.whole(torch.cat(whole, -1)))
         h = self.node_in(torch.cat((nodes, *extra_nodes, diagonal, degree), -1))
         e = self.pair_in(torch.cat((edges, *extra_pairs, 0.3 * relative), -1))
         key_bias = torch.where(mask, 0.0, -1e9)[:, None, None, :]

@@ -311,7 +311,7 @@ def test_resistances_are_those_of_spanning_trees():
     screen, n = 1e-4, 6
     path = torch.from_numpy(nx.to_numpy_array(nx.path_graph(n))).float()
     cycle = torch.from_numpy(nx.to_numpy_array(nx.cycle_graph(n))).float()
-    found = resistances(torch.stack((path, cycle)), (screen,))
+    found = resistances(torch.stack((path, cycle)), (screen,))[0]
     ratio = found[..., 0]
     r = ratio / (1 - ratio)
     steps = (torch.arange(n)[:, None] - torch.arange(n)).abs().float()
@@ -319,10 +319,22 @@ def test_resistances_are_those_of_spanning_trees():
     assert torch.allclose(r[1], steps * (n - steps) / n, atol=2e-2)
     assert torch.allclose(found[..., 1].sum((1, 2)) / 2, torch.tensor(n - 1.0), atol=1e-2)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    assert torch.allclose(
-        resistances(path[order][:, order][None], (screen,))[0], found[0][order][:, order], atol=1e-3
-    )
+    moved = resistances(path[order][:, order][None], (screen,))[0][0]
+    assert torch.allclose(moved, found[0][order][:, order], atol=1e-3)
     wide = torch.nn.functional.pad(cycle, (0, 3, 0, 3))[None]
-    assert torch.allclose(resistances(wide, (screen,))[0, :n, :n], found[1], atol=1e-3)
-    apart = resistances(torch.zeros(1, 2, 2), (0.5, 0.25))[0, 0, 1]
+    assert torch.allclose(resistances(wide, (screen,))[0][0, :n, :n], found[1], atol=1e-3)
+    apart = resistances(torch.zeros(1, 2, 2), (0.5, 0.25))[0][0, 0, 1]
     assert torch.allclose(apart, torch.tensor([4 / 5, 8 / 9, 0.0, 0.0]))
+
+
+def test_the_shares_of_nodes_count_the_components(rng):
+    from driftworks.graphgen.network import resistances
+
+    for _ in range(5):
+        graph = nx.gnp_random_graph(12, 0.12, seed=int(rng.integers(1 << 30)))
+        matrix = torch.from_numpy(nx.to_numpy_array(graph)).float()[None]
+        own = resistances(matrix, (1e-4, 0.3))[1][0]
+        for nodes in nx.connected_components(graph):
+            assert float(own[list(nodes), 0].sum()) == pytest.approx(1, abs=0.02)
+        spectrum = np.linalg.eigvalsh(nx.laplacian_matrix(graph).toarray().astype(float))
+        assert float(own[:, 1].sum()) == pytest.approx((0.3 / (spectrum + 0.3)).sum(), rel=1e-3)
