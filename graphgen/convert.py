@@ -12,6 +12,7 @@ no part of the graph.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from networkx import Graph
     from rdkit.Chem import Mol
     from torch_geometric.data import Data
+
+    from driftworks.graphgen.zoo import Drawn
 
 __all__ = [
     "MEMORY_LIMIT",
@@ -152,11 +155,17 @@ def from_networkx(
     return _named(out, names)
 
 
-def to_networkx(graphs: Graphs) -> list[Graph]:
+def _batch(graphs: Graphs | Drawn) -> Graphs:
+    """The tensors of what a model drew, which holds them as ``graphs``."""
+    return graphs if isinstance(graphs, Graphs) else graphs.graphs
+
+
+def to_networkx(graphs: Graphs | Drawn) -> list[Graph]:
     """Graphs with their names and attributes; features of width 1 are floats, others tuples."""
     import networkx as nx
 
-    host, attributes = graphs.to("cpu"), graphs.attributes
+    host = _batch(graphs).to("cpu")
+    attributes = host.attributes
     out = []
     for b in range(len(host)):
         keep = host.mask[b].nonzero()[:, 0]
@@ -266,10 +275,22 @@ def _kind(data: Mapping[str, Any], names: Sequence[str], where: str) -> tuple[Ha
         if name not in data:
             raise UserError(f"{where} lacks the attribute {name!r}, which others have")
         value = data[name].item() if isinstance(data[name], np.generic) else data[name]
-        if not isinstance(value, Hashable) or (isinstance(value, float) and value != value):
-            raise UserError(f"{where}: {name} = {value!r:.40} cannot be a category")
+        if not _lasting(value):
+            raise UserError(
+                f"{where}: {name} = {value!r:.40} cannot be a category: text, numbers, truth "
+                "values and tuples of them can"
+            )
         values.append(value)
     return tuple(values)
+
+
+def _lasting(value: Any) -> bool:
+    """Whether a checkpoint, which is JSON, gives the value back as it was."""
+    if type(value) is tuple:
+        return all(_lasting(part) for part in value)
+    return type(value) in (str, int, bool, type(None)) or (
+        type(value) is float and math.isfinite(value)
+    )
 
 
 _Kind = tuple[tuple[type, Hashable], ...]
@@ -297,9 +318,16 @@ def _number(
     if name not in data:
         raise UserError(f"{where} lacks the attribute {name!r}, which others have")
     try:
-        values = np.atleast_1d(np.asarray(data[name], np.float64))
+        given = np.atleast_1d(np.asarray(data[name]))
+        if given.dtype.kind not in "iuf":  # text, truth values and huge integers among them
+            raise ValueError
+        values = given.astype(np.float64)
+        if given.dtype.kind in "iu" and (np.abs(given) > 2**53).any():
+            raise ValueError
     except (TypeError, ValueError):
-        raise UserError(f"{where}: {name} = {data[name]!r:.40} is no number") from None
+        raise UserError(
+            f"{where}: {name} = {data[name]!r:.40} is no number in double precision"
+        ) from None
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
         raise UserError(f"{where}: {name} = {data[name]!r:.40} is no finite number or vector")
     if width is not None and values.size != width:
@@ -398,7 +426,10 @@ def networkx_of_pyg(
         columns[name] = rows.tolist() if rows.dim() == 1 else rows.flatten(1).tolist()
     for k in range(count):
         graph.add_node(k, **{name: values[k] for name, values in columns.items()})
-    pairs = data.edge_index.t().tolist()
+    pairs = [] if data.edge_index is None else data.edge_index.t().tolist()
+    for u, v in pairs:
+        if not (0 <= u < count and 0 <= v < count):
+            raise UserError(f"graph {i} has an edge {u}-{v}, but its nodes are 0 to {count - 1}")
     on_edges: dict[str, list[Any]] = {}
     if edges is not None:
         on_edges[edges] = _kinds(_field(data, edges, i, len(pairs)), edges, i)
@@ -443,7 +474,7 @@ def _kinds(values: Any, name: str, i: int) -> list[int]:
     return [int(k) for k in values.argmax(1).tolist()]
 
 
-def to_pyg(graphs: Graphs) -> list[Data]:
+def to_pyg(graphs: Graphs | Drawn) -> list[Data]:
     """PyTorch Geometric graphs, every edge in both directions.
 
     Fields: the name of a single categorical attribute with integer values holds those values,
@@ -452,7 +483,8 @@ def to_pyg(graphs: Graphs) -> list[Data]:
     """
     from torch_geometric.data import Data
 
-    host, attributes = graphs.to("cpu"), graphs.attributes
+    host = _batch(graphs).to("cpu")
+    attributes = host.attributes
     out = []
     for b in range(len(host)):
         keep = host.mask[b].nonzero()[:, 0]
@@ -517,15 +549,18 @@ def from_rdkit(
     records = []
     for i, mol in enumerate(mols):
         record = _atoms_and_bonds(mol)
+        what = record if isinstance(record, str) else ""
         if isinstance(record, tuple) and attributes is not None:
             unknown = [atom for atom in record[0] if atom not in attributes.node_values]
-            record = "atom" if unknown else record
+            if unknown:
+                record = "atom"
+                what = "atom {}{:+d} is of no declared kind".format(*unknown[0])
         if isinstance(record, tuple):
             records.append(record)
             if taken is not None:
                 taken.append(i)
         elif failures is None:
-            raise UserError(f"molecule {i} cannot be a graph: {record}")
+            raise UserError(f"molecule {i} cannot be a graph: {what}")
         else:
             failures[record] = failures.get(record, 0) + 1
     if not records:
@@ -619,12 +654,13 @@ def molecule_of(graph: Graph) -> Mol:
         ) from None
 
 
-def to_rdkit(graphs: Graphs) -> list[Mol]:
+def to_rdkit(graphs: Graphs | Drawn) -> list[Mol]:
     """Molecules as the graphs stand: nothing sanitised, corrected or left out.
 
     Whether one is valid is for `molecules.valid` to say. Raises `UserError` where the graphs are
     no molecules.
     """
+    graphs = _batch(graphs)
     attributes = graphs.attributes
     if attributes.nodes != ("element", "charge") or attributes.edge_values != ORDERS:
         raise UserError("these graphs are no molecules; see molecule_attributes()")

@@ -7,8 +7,8 @@ the network's answer in the place of the data, is held against the posteriors th
                     + E log p(x_1 | x_t),    t the last time before 1.
 
 Every x_t is drawn afresh, which makes the sum unbiased; its standard error over draws is reported.
-The bound is for the nodes, edges and features of a graph in the given order and for its number of
-nodes. Features are densities in their own units.
+The bound is for the nodes, edges and attributes of a graph in the given order and for its number
+of nodes. Continuous attributes have densities in their own units.
 
 **Tokens.** Read towards noise, the flow's noising is the chain that keeps an entry with
 probability k_t / k_s between two times s > t and draws it from the marginal m otherwise, so for
@@ -32,7 +32,9 @@ diffusion models", equation 13; the prior is N(0, sigma(0)^2))
 
     KL(t, s) = (SNR(s) - SNR(t)) |x - x^_t|^2 / 2,        KL(0) = SNR(0) |x|^2 / 2.
 
-Classes that were encoded are read off the network, p(c | x_t); a feature is N(x^_t, 1 / SNR(t)).
+Classes that were encoded are read off the network, p(c | x_t); a feature or the weight of an edge
+is N(x^_t, 1 / SNR(t)). The weight of an edge that is not there is an auxiliary variable whose noise
+is drawn around 0, as in training: its steps count, its value at the end does not.
 This is the law of the ancestral sampler, "ddpm", but for the reading of the classes at its end.
 """
 
@@ -54,6 +56,8 @@ from driftworks.graphgen.process import GraphModel, encode, expected
 from driftworks.graphgen.sample import clock
 
 __all__ = ["Bound", "bound", "step_posterior"]
+
+VALUES = ("features", "weights")  # the parts that are continuous attributes
 
 
 @dataclass(frozen=True)
@@ -85,21 +89,24 @@ def _divergence(x_1: Tensor, x_t: Tensor, logits: Tensor, marginal: Tensor, k_t:
     """KL(q || p) of every entry, float64, shape of x_1."""
     q_all = step_posterior(x_t, marginal, k_t, k_s)
     p = logits.double().softmax(-1)
-    model = (p.unsqueeze(-1) * q_all).sum(-2).clamp(min=1e-300)
+    model = (p.unsqueeze(-1) * q_all).sum(-2)
     index = x_1[..., None, None].expand(*x_1.shape, 1, len(marginal))
     q = q_all.gather(-2, index).squeeze(-2)
-    return torch.xlogy(q, q).sum(-1) - (q * model.log()).sum(-1)
+    # infinite where the model rules out what the data are: classes it has never seen
+    return (torch.xlogy(q, q) - torch.xlogy(q, model)).sum(-1)
 
 
 def _times(model: GraphModel, steps: int) -> tuple[float, ...]:
-    """The sampling clock; with features, even steps of their log SNR from -5 to 7.
+    """The sampling clock; with continuous attributes, even steps of their log SNR from -5 to 7.
 
-    A step of SNR to r SNR costs a feature (r - 1 - log r) / 2, and the clock ends in steps of large
-    r. At log SNR 7 what is left of a feature's noise is 3 % of its deviation.
+    A step of SNR to r SNR costs an attribute (r - 1 - log r) / 2, and the clock ends in steps of
+    large r. At log SNR 7 what is left of the noise is 3 % of the attribute's deviation.
     """
-    path = model.process.parts["features"].path if model.config.features else None
-    if not isinstance(path, Path):
+    values = [model.process.parts[name].path for name in model.process.parts if name in VALUES]
+    if not values:
         return clock(steps)
+    path = values[0]
+    assert isinstance(path, Path)
     levels = [-5.0 + 12.0 * k / max(1, steps - 2) for k in range(steps - 1)]
     return (0.0, *(float(path.time_of_log_snr(level)) for level in levels), 1.0)
 
@@ -124,12 +131,11 @@ def bound(
 ) -> Bound:
     """The bound of the module's docstring for every graph, from ``draws`` passes of ``steps``.
 
-    Raises `UserError` for a model with weights of edges: the noisy weight of an edge that is not
-    there belongs to no datum, and the network's answer to it is not trained.
+    Raises `UserError` for counts that are no counts.
     """
-    config = model.config
-    if config.weights:
-        raise UserError("the bound is not for models with weights of edges")
+    for name, count, least in (("steps", steps, 2), ("draws", draws, 1)):
+        if not isinstance(count, int) or count < least:
+            raise UserError(f"{name} must be a whole number of at least {least}, got {count!r}")
     device = next(model.parameters()).device
     times = _times(model, steps)
     values = torch.zeros(draws, len(graphs), dtype=torch.float64)
@@ -166,10 +172,17 @@ def _one_pass(model: GraphModel, graphs: Graphs, keys: Keys, times: tuple[float,
         data["features"] = ((graphs.features - mean) / deviation).float()
         total -= deviation.log().sum() * size  # a density in the units of the data
 
-    def add(name: str, terms: Tensor) -> None:
-        once = terms * (upper.unsqueeze(-1) if terms.ndim == 4 else upper) if (
-            name == "edges") else terms
-        total.add_(once.flatten(1).sum(1))
+    linked = upper & (graphs.edges > 0)
+    if config.weights and graphs.weights is not None:
+        ((centre, scale),) = config.weights
+        data["weights"] = ((graphs.weights - centre) / scale * (graphs.edges > 0)).float()
+        total -= math.log(scale) * linked.sum((1, 2))
+
+    def add(name: str, terms: Tensor, pairs: Tensor = upper) -> None:
+        if name in ("edges", "weights"):
+            pairs = pairs.unsqueeze(-1) if terms.ndim == 4 else pairs
+            terms = torch.where(pairs, terms, 0.0)
+        total.add_(terms.flatten(1).sum(1))
 
     paths = {name: part.path for name, part in model.process.parts.items()}
     for name, path in paths.items():
@@ -191,11 +204,12 @@ def _one_pass(model: GraphModel, graphs: Graphs, keys: Keys, times: tuple[float,
             assert isinstance(path, Path)
             if s < 1.0:
                 found = answer[name].double()
-                end = found if name == "features" else expected(found.softmax(-1))
+                end = found if name in VALUES else expected(found.softmax(-1))
                 add(name, -_gain(path, t, s) * (data[name] - end).square())
-            elif name == "features":
+            elif name in VALUES:
                 precision = 2.0 * _gain(path, t, None)
-                add(name, _log_normal(data[name].double(), answer[name].double(), precision))
+                log_p = _log_normal(data[name].double(), answer[name].double(), precision)
+                add(name, log_p, linked)
             else:
                 log_p = answer[name].double().log_softmax(-1)
                 add(name, log_p.gather(-1, classes[name].unsqueeze(-1)).squeeze(-1))

@@ -116,7 +116,8 @@ def fit(
         if minutes is None and steps is None:
             minutes = 10.0
         settings = PRESETS[preset] | recipe
-        sizes = settings.pop("net", {}) | {"system": system, "properties": tuple(properties)}
+        sizes = PRESETS[preset]["net"] | settings.pop("net", {})
+        sizes |= {"system": system, "properties": tuple(properties)}
         if classes is not None:
             sizes["labels"] = int(classes.max()) + 1
         try:

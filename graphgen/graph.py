@@ -108,13 +108,18 @@ class Attributes:
         """The inverse of `to_dict`."""
         return Attributes(
             nodes=tuple(data["nodes"]),
-            node_values=tuple(tuple(value) for value in data["node_values"]),
+            node_values=_tuples(data["node_values"]),
             edges=tuple(data["edges"]),
-            edge_values=tuple(tuple(value) for value in data["edge_values"]),
+            edge_values=_tuples(data["edge_values"]),
             features=tuple((str(name), int(width)) for name, width in data["features"]),
             weight=data["weight"],
             ignored=tuple(data.get("ignored", ())),
         )
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples they were."""
+    return tuple(_tuples(part) for part in value) if isinstance(value, list) else value
 
 
 _TENSORS = ("edges", "nodes", "features", "weights", "mask")

@@ -48,10 +48,20 @@ def mix(words: Words) -> Words:
 
 
 def word(value: Any) -> int:
-    """A 64-bit word of an attribute value, the same in every process."""
-    plain = value.item() if isinstance(value, np.generic) else value
-    digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
+    """A 64-bit word of an attribute value or a list of them, the same in every process.
+
+    Values of numpy are taken for Python's.
+    """
+    digest = hashlib.blake2b(repr(_plain(value)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(part) for part in value)
+    return value
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from driftworks.core.bootstrap import Statistic, estimate, mean, ratio
 from driftworks.errors import UserError
 from driftworks.graphgen import nspdk
-from driftworks.graphgen.convert import networkx_of_pyg, to_networkx, to_rdkit
+from driftworks.graphgen.convert import molecule_of, networkx_of_pyg, to_networkx
 from driftworks.graphgen.descriptors import adjacencies, describe
 from driftworks.graphgen.graph import Graphs
 from driftworks.graphgen.isomorphism import SECONDS, classes, leaks
@@ -315,7 +315,8 @@ def _nspdk(
 
 def _are_molecules(graphs: Any) -> bool:
     if isinstance(graphs, Graphs):
-        return graphs.attributes.nodes == ("element", "charge")
+        kinds = graphs.attributes.nodes, graphs.attributes.edges
+        return kinds == (("element", "charge"), ("order",))
     if not isinstance(graphs, Sequence) or isinstance(graphs, (str, bytes)):
         return False
     first = next((graph for graph in graphs if graph is not None), None)
@@ -398,7 +399,7 @@ def evaluate_molecules(
         fcd = find_spec("fcd_torch") is not None
         if not fcd:
             notes.append("no FCD: fcd_torch is not installed")
-    if fcd and len(made) > 1:
+    if fcd and min(len(made), len(real)) > 1:
         value, note = distance(made, real)
         notes.append(note)
     return Report(
@@ -423,10 +424,14 @@ def _mols(molecules: Any) -> list[Any]:
     from rdkit import Chem, rdBase
 
     if isinstance(molecules, Graphs):
-        return list(to_rdkit(molecules))
+        molecules = to_networkx(molecules)
     if isinstance(molecules, (str, bytes)) or not isinstance(molecules, Iterable):
         raise UserError(f"cannot evaluate {molecules!r:.60}; give molecules or SMILES")
+
+    def one(given: Any) -> Any:
+        if isinstance(given, str):
+            return Chem.MolFromSmiles(given, sanitize=False)
+        return molecule_of(given) if hasattr(given, "number_of_nodes") else given
+
     with rdBase.BlockLogs():
-        return [
-            Chem.MolFromSmiles(m, sanitize=False) if isinstance(m, str) else m for m in molecules
-        ]
+        return [one(given) for given in molecules]

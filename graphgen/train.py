@@ -1,13 +1,17 @@
 r"""Training a graph model: cross-entropy of the clean classes, on batches of one size of graph.
 
 At a time t, the network sees a noisy graph and is asked for every entry's clean class; its answers
-at all t are what the discrete flow and the system of SDEs sample with. Times are those of the
-sampling clock (`sample.clock`), t = 2 u - u^2 with u uniform and spread evenly over a batch: errors
-of the answer change the distribution of samples by the integral of their divergence over
-dt / (1 - t), in which the late times that uniform t would neglect count most. The loss is the mean
+at all t are what the discrete flow and the system of SDEs sample with. The loss is the mean
 cross-entropy of nodes plus ``edge_weight`` times that of pairs, each over the entries of the batch
 that exist, plus the squared error of continuous attributes (the endpoint objective of Eijkelboom et
 al. 2024, "Variational flow matching for graph generation").
+
+Errors of the answer change the law of what a discrete flow draws by the integral of their
+divergence over dt / (1 - t). In that measure the late times weigh, where one entry in a graph is
+wrong and the answer decides whether it is found; uniform times all but leave them out. So times are
+those of the sampling clock (`sample.clock`), t = 2 u - u^2 with u uniform and spread evenly over a
+batch, dt / (1 - t) = 2 du / (1 - u), and the tokens of a graph count 1 / (1 - u), at most that of
+the last of 50 steps.
 
 Graphs are sorted into buckets of similar size; a step draws a bucket in proportion to its graphs
 and as many graphs as fit ``pairs`` matrix entries, all from keys of (seed, step). Order of nodes
@@ -16,6 +20,7 @@ does not matter: the network does not see it.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,7 +88,7 @@ def describe(graphs: Graphs, **sizes: Any) -> NetConfig:
     def share(values: Tensor, count: int) -> tuple[float, ...]:
         counts = torch.bincount(values, minlength=count).double()
         share = (counts / counts.sum()).tolist()
-        share[0] += 1.0 - sum(share)
+        share[share.index(max(share))] += 1.0 - sum(share)
         return tuple(share)
 
     def moments(values: Tensor) -> tuple[float, float]:
@@ -168,10 +173,13 @@ class Batches:
         return data, mask, cond, keys.to(self.device)
 
 
+LAST = 1.0 / 50.0  # of the steps of the clock
+
+
 def _bridge(
     process: Process, config: NetConfig, data: dict[str, Tensor], mask: Tensor, keys: Keys
-) -> Bridge:
-    """Noisy graphs; in a system of SDEs the classes are encoded first.
+) -> tuple[Bridge, Tensor]:
+    """Noisy graphs, and what each counts (B,); in a system of SDEs the classes are encoded first.
 
     Graph i of B has its u in [i/B, (i + 1)/B]: the loss depends on t far more than on the graph.
     """
@@ -182,24 +190,35 @@ def _bridge(
         start["nodes"] = encode(data["nodes"], len(config.nodes)) * mask.unsqueeze(-1)
         part = process.parts["edges"].space
         start["edges"] = part.project(encode(data["edges"], len(config.edges)), mask)
-    return process.bridge(start, t, keys, mask)
+        return process.bridge(start, t, keys, mask), torch.ones_like(t)
+    # the mean of 1 / max(1 - u, LAST) is 1 - log LAST
+    return process.bridge(start, t, keys, mask), 1 / ((1 - u).clamp(LAST) * (1 - math.log(LAST)))
 
 
 def endpoint_loss(
-    answer: dict[str, Tensor], data: dict[str, Tensor], mask: Tensor, config: TrainConfig
+    answer: dict[str, Tensor], data: dict[str, Tensor], mask: Tensor, config: TrainConfig,
+    counts: Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of the module's docstring; returns it and its parts, detached."""
+    """The loss of the module's docstring; returns it and its parts, detached.
+
+    ``counts`` (B,) is what the tokens of each graph count.
+    """
     pairs = mask.unsqueeze(1) & mask.unsqueeze(2)
     pairs = pairs & ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
-    linked = pairs & (data["edges"] > 0)  # an edge that is not there has no weight
-    where = {"nodes": mask, "edges": pairs, "features": mask, "weights": linked}
+    # The weight of an edge that is not there is 0: it is asked for too, because a sampler must keep
+    # the noisy weights of such pairs on the way the network was trained on.
+    where = {"nodes": mask, "edges": pairs, "features": mask, "weights": pairs}
     total, parts = torch.zeros((), device=mask.device), {}
     for name, value in answer.items():
         entries = where[name]
         if name in ("nodes", "edges"):
             if value.shape[-1] == 1:
                 continue  # unattributed: there is nothing to find
-            loss = nn.functional.cross_entropy(value[entries], data[name][entries])
+            each = nn.functional.cross_entropy(
+                value[entries], data[name][entries], reduction="none"
+            )
+            of_graph = counts.view(-1, *(1,) * (entries.ndim - 1)).expand_as(entries)[entries]
+            loss = (each * of_graph).sum() / max(1, each.numel())
             weight = config.edge_weight if name == "edges" else 1.0
         else:
             error = (value - data[name])[entries].square()
@@ -283,11 +302,11 @@ def train(
     with Watch(run, "graphs", save, enabled=progress) as view:
         while not run.finished():
             data, mask, cond, keys = batches(run.step)
-            bridge = _bridge(process, config.net, data, mask, keys)
+            bridge, counts = _bridge(process, config.net, data, mask, keys)
             assert isinstance(bridge.x_t, dict)
             with torch.autocast(device.type, torch.bfloat16, config.precision == "bfloat16"):
                 answer = model.logits(bridge.x_t, bridge.t, mask, cond)
-            loss, parts = endpoint_loss(answer, data, mask, config)
+            loss, parts = endpoint_loss(answer, data, mask, config, counts)
             run.update(loss)
             view.stepped(parts)
         save()

@@ -13,7 +13,7 @@ leave other graphs alone; how often that was needed is part of the answer.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,13 @@ from driftworks.core.workers import each_on_one_thread
 from driftworks.data.progress import progress_bar
 from driftworks.errors import UserError
 from driftworks.graphgen import gdss
-from driftworks.graphgen.convert import MEMORY_LIMIT, from_networkx, to_networkx
+from driftworks.graphgen.convert import (
+    MEMORY_LIMIT,
+    from_networkx,
+    from_pyg,
+    from_rdkit,
+    to_networkx,
+)
 from driftworks.graphgen.elbo import Bound, bound
 from driftworks.graphgen.graph import Attributes, Graphs
 from driftworks.graphgen.network import NetConfig, build, footprint
@@ -49,6 +55,8 @@ Requirement = str | Callable[[Any], bool]
 Nodes = int | tuple[int, int] | Sequence[int] | None
 STEPS = 50
 FAR = 1e3  # standard deviations; a known value farther out is shown to the network as that
+#: Matrices of fewer than four rows take other routines in BLAS, whose last bits differ.
+LEAST = 4
 _STRIDE = 1 << 40  # attempts at graph i are the numbers i, i + 2^40, i + 2 * 2^40, ...
 
 
@@ -189,11 +197,11 @@ class Model:
         """
         steps = self.steps if steps is None else steps
         self._whole(n=n, steps=steps, batch_size=batch_size, attempts=attempts)
+        self._whole(0, seed=seed, first=first)
+        self._numbers(guidance=guidance, noise=noise, temperature=temperature)
         self._fits_system(solver, noise, temperature)
-        if first < 0 or first + n >= _STRIDE:
+        if first + n >= _STRIDE:
             raise UserError(f"first must lie in 0..2**40 - n, got {first}")
-        if not (isinstance(guidance, int | float) and 0 <= guidance < np.inf):
-            raise UserError(f"guidance must be a number >= 0, got {guidance!r}")
         keys = Keys.for_samples(seed, range(first, first + n))
         sizes = self._counts(keys, nodes)
         cond = self._condition(n, label, properties)
@@ -207,7 +215,7 @@ class Model:
 
     def complete(
         self,
-        partial_graph: Graph,
+        partial_graph: Any,
         n: int | None = None,
         *,
         count: int = 1,
@@ -223,20 +231,24 @@ class Model:
     ) -> Drawn:
         """Graphs of ``n`` nodes that contain a known one: its nodes, attributes, edges, non-edges.
 
-        The known nodes come back first, under their own names and bit-identical; new nodes are
-        numbered on. ``count`` completions are drawn. Raises `UserError` for attributes the model
-        does not know, and for an ``n`` that is smaller than the known graph.
+        The known nodes come back first, under their own names and with all their attributes,
+        bit-identical; new nodes are numbered on. ``count`` completions are drawn. The known graph
+        may also be PyTorch Geometric data or a molecule. Raises `UserError` for attributes the
+        model does not know, and for an ``n`` that is smaller than the known graph.
         """
         steps = self.steps if steps is None else steps
         self._whole(count=count, steps=steps, batch_size=batch_size, attempts=attempts)
+        self._whole(0, seed=seed)
+        self._numbers(guidance=guidance, noise=noise)
         self._fits_system(None, noise, 1.0)
-        part = from_networkx([partial_graph], self.attributes)
+        part = self._given([partial_graph])
         have = part.max_nodes
-        if n is None:
+        if n is not None:
+            self._whole(n=n)
+        else:
             n = max(have, int(self.sizes[np.searchsorted(self.share.cumsum(), 0.5)]))
         if n < have:
             raise UserError(f"n={n} is less than the {have} nodes that are known")
-        self._room(n)
         whole = part.padded(n)
         held = torch.arange(n) < have
         known: dict[str, tuple[Tensor, Tensor]] = {
@@ -249,9 +261,8 @@ class Model:
             known["features"] = (scaled, held[None])
         if self.config.weights and whole.weights is not None:
             ((centre, scale),) = self.config.weights
-            linked = known["edges"][1] & (whole.edges > 0)
             scaled = ((whole.weights - centre) / scale).clamp(-FAR, FAR)
-            known["weights"] = (scaled * linked, linked)
+            known["weights"] = (scaled * (whole.edges > 0), known["edges"][1])
         keys = Keys.for_samples(seed, range(count))
         tests = _requirements(require)
         settings = partial(
@@ -274,25 +285,61 @@ class Model:
                 replace(graphs, features=exact) if name == "features"
                 else replace(graphs, weights=exact)
             )
-        given: list[Hashable] = list(partial_graph)
+        networkx = hasattr(partial_graph, "number_of_nodes")
+        given: list[Hashable] = list(partial_graph) if networkx else list(range(have))
         taken = set(given)
         new = (k for k in range(2 * n + have) if k not in taken)
         names = (*given, *(next(new) for _ in range(n - have)))
-        return replace(out, graphs=replace(graphs, names=(names,) * len(graphs)), _networkx=[])
+        graphs = replace(graphs, names=(names,) * len(graphs))
+        full = to_networkx(graphs) if networkx else []
+        for graph in full:  # attributes that the model ignores, and numbers in the type they had
+            graph.graph.update(partial_graph.graph)
+            for node, data in partial_graph.nodes(data=True):
+                graph.nodes[node].update(data)
+            for u, v, data in partial_graph.edges(data=True):
+                graph.edges[u, v].update(data)
+        return replace(out, graphs=graphs, _networkx=full)
 
-    def elbo(self, graphs: Sequence[Graph] | Graphs, *, steps: int = 100, draws: int = 1,
+    def elbo(self, graphs: Any, *, steps: int = 100, draws: int = 1,
              seed: int = 0) -> Bound:
-        """A lower bound of the log-likelihood of graphs, in nats; see `graphgen.elbo`."""
+        """A lower bound of the log-likelihood of graphs, in nats; see `graphgen.elbo`.
+
+        ``graphs`` as for `fit`, in the attributes of this model; else `UserError`.
+        """
         if not isinstance(self.model, GraphModel):
             raise UserError("the published GDSS answers with scores, which give no such bound")
-        given = graphs if isinstance(graphs, Graphs) else from_networkx(graphs, self.attributes)
+        given = self._given(graphs)
         return bound(self.model, given, steps=steps, draws=draws, seed=seed)
 
+    def _given(self, graphs: Any) -> Graphs:
+        """Graphs of any kind in this model's own vocabulary; `UserError` for what is not in it."""
+        if isinstance(graphs, Drawn):
+            graphs = graphs.graphs
+        if isinstance(graphs, Graphs):
+            if graphs.attributes == self.attributes:
+                return graphs
+            graphs = to_networkx(graphs)
+        one_graph = hasattr(graphs, "number_of_nodes")
+        if one_graph or isinstance(graphs, str | bytes) or not isinstance(graphs, Iterable):
+            return from_networkx(graphs, self.attributes)  # which says what is wrong
+        listed: list[Any] = list(graphs)
+        if any(hasattr(one, "GetAtoms") for one in listed):
+            return from_rdkit(listed, self.attributes)
+        if any(hasattr(one, "edge_index") for one in listed):
+            return from_pyg(listed, attributes=self.attributes)
+        return from_networkx(listed, self.attributes)
+
     @staticmethod
-    def _whole(**values: Any) -> None:
+    def _whole(least: int = 1, /, **values: Any) -> None:
         for name, value in values.items():
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
+            if not isinstance(value, int | np.integer) or value < least:
+                raise UserError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+    @staticmethod
+    def _numbers(**values: Any) -> None:
+        for name, value in values.items():
+            if not (isinstance(value, int | float | np.number) and 0 <= value < np.inf):
+                raise UserError(f"{name} must be a number >= 0, got {value!r}")
 
     def _fits_system(self, solver: str | Solver | None, noise: float, temperature: float) -> None:
         """`UserError` for settings of the other system, and for a solver that is not there."""
@@ -370,8 +417,7 @@ class Model:
     ) -> tuple[Graphs, np.ndarray]:
         """The finite graphs of one size, computed together, and which of the rows they are."""
         chosen = torch.from_numpy(rows)
-        # Matrices of fewer than four rows take other routines in BLAS, whose last bits differ.
-        padded = chosen if len(chosen) >= 4 else chosen.repeat(4)[:4]
+        padded = chosen if len(chosen) >= LEAST else chosen.repeat(LEAST)[:LEAST]
         mask = torch.ones(len(padded), size, dtype=torch.bool, device=self.device)
         asked = None if cond is None else {k: v[padded].to(self.device) for k, v in cond.items()}
         given = None
@@ -408,26 +454,29 @@ class Model:
             state["edges"], state["nodes"], features, weights, mask, self.attributes
         )
 
-    def _room(self, size: int) -> int:
-        """How many graphs of a size fit into memory together; `UserError` where none does."""
+    def _room(self, size: int, guided: bool) -> int:
+        """How many graphs of a size fit into memory together; `UserError` where `LEAST` do not."""
         if not isinstance(self.config, NetConfig):
             return 1 << 20
-        each = footprint(self.config) * size * size
-        if each > MEMORY_LIMIT:
+        each = footprint(self.config) * (2 if guided else 1)
+        if LEAST * each * size * size > MEMORY_LIMIT:
             raise UserError(
-                f"a graph of {size} nodes takes {each / 2**30:.1f} GiB to draw, the limit is "
-                f"{MEMORY_LIMIT / 2**30:.1f} GiB: graphs of up to "
-                f"{int((MEMORY_LIMIT / footprint(self.config)) ** 0.5)} nodes fit"
+                f"a graph of {size} nodes takes {LEAST * each * size**2 / 2**30:.1f} GiB to draw, "
+                f"the limit is {MEMORY_LIMIT / 2**30:.1f} GiB: graphs of up to "
+                f"{int((MEMORY_LIMIT / (LEAST * each)) ** 0.5)} nodes fit"
             )
-        return int(MEMORY_LIMIT // each)
+        return int(MEMORY_LIMIT // (each * size * size))
 
     def _draw(
         self, n: int, keys: Keys, sizes: np.ndarray, cond: dict[str, Tensor] | None,
         known: dict[str, tuple[Tensor, Tensor]] | None, tests: list[Callable[[Any], bool]],
         attempts: int, batch_size: int, progress: bool,
-        compute: Callable[..., tuple[Graphs, np.ndarray]], first: int,
+        compute: partial[tuple[Graphs, np.ndarray]], first: int,
     ) -> Drawn:
-        most = {int(size): min(batch_size, self._room(int(size))) for size in np.unique(sizes)}
+        guided = cond is not None and compute.keywords["guidance"] != 1.0
+        most = {
+            int(size): min(batch_size, self._room(int(size), guided)) for size in np.unique(sizes)
+        }
         waiting = np.arange(n)
         kept: list[tuple[Graphs, np.ndarray]] = []
         drawn = 0

@@ -10,6 +10,7 @@ from rdkit import Chem
 
 from driftworks import graphgen
 from driftworks.errors import UserError
+from driftworks.graphgen import zoo
 from driftworks.graphgen.convert import from_rdkit
 from driftworks.graphgen.metrics import evaluate
 
@@ -351,3 +352,91 @@ def test_fields_of_pytorch_geometric_graphs_are_conditions():
 def test_molecules_have_nothing_to_declare():
     with pytest.raises(UserError, match="of molecules atoms, charges and bonds"):
         fit([Chem.MolFromSmiles("CC"), None], nodes=["element"])
+
+
+def test_edges_of_pytorch_geometric_graphs_end_at_nodes():
+    data = pytest.importorskip("torch_geometric.data").Data
+    for u, v in ((0, 5), (-1, 0)):
+        index = torch.tensor([[u, v], [v, u]])
+        with pytest.raises(UserError, match="graph 0 has an edge .* but its nodes are 0 to 2"):
+            graphgen.from_pyg([data(num_nodes=3, edge_index=index)])
+    bare = graphgen.from_pyg([data(num_nodes=3, x=torch.ones(3))], features="x")
+    assert int(bare.edges.sum()) == 0 and bare.features.sum() == 3
+
+
+def test_categories_that_a_checkpoint_cannot_hold_are_refused_before_training(tmp_path):
+    for value in (frozenset({1}), b"x", object):
+        with pytest.raises(UserError, match="cannot be a category: text, numbers"):
+            fit([attributed(value)], nodes="x")
+    kept = fit([attributed((1, ("a", None)))], nodes="x", out=tmp_path / "run")
+    assert kept.attributes == graphgen.load(tmp_path / "run").attributes
+    assert ((1, ("a", None)),) in kept.attributes.node_values
+
+
+@pytest.mark.parametrize("value", ["3.5", True, 2**53 + 1, None])
+def test_what_is_no_number_in_double_precision_is_no_feature(value):
+    with pytest.raises(UserError, match="is no number in double precision"):
+        fit([attributed(value)], features="x")
+
+
+def test_a_batch_is_read_in_the_vocabulary_of_the_model():
+    mols = [Chem.MolFromSmiles(text) for text in ("CCO", "CCN", "CC=O")]
+    model = fit(mols)
+    some = mols[:2]  # without oxygen's double bond, in another vocabulary
+    wanted = model.elbo(graphgen.from_rdkit(some, model.attributes), steps=4).value
+    for given in (graphgen.from_rdkit(some), some, graphgen.to_networkx(graphgen.from_rdkit(some))):
+        assert torch.equal(model.elbo(given, steps=4).value, wanted)
+    with pytest.raises(UserError, match=r"molecule 0 .* atom F\+0 is of no"):
+        model.elbo([Chem.MolFromSmiles("CF")])
+    full = model.complete(mols[0], n=5, steps=2)
+    assert len(full) == 1 and len(full[0]) == 5
+    assert [full[0].nodes[v]["element"] for v in range(3)] == ["C", "C", "O"]
+    drawn = model.sample(2, steps=2)
+    assert len(graphgen.to_rdkit(drawn)) == len(graphgen.to_networkx(drawn)) == 2
+    assert len(model.elbo(drawn, steps=4).value) == 2
+
+
+def test_a_graph_of_a_class_never_seen_has_likelihood_zero():
+    model = fit([nx.complete_graph(3), nx.complete_graph(4)])
+    found = model.elbo([nx.complete_graph(3), nx.path_graph(3)], steps=5).value
+    assert torch.isfinite(found[0]) and found[1] == -torch.inf
+
+
+def test_completions_keep_what_the_model_ignores():
+    given = [nx.path_graph(3), nx.cycle_graph(4)]
+    for graph in given:
+        graph.graph["origin"] = "here"
+        nx.set_node_attributes(graph, {v: f"n{v}" for v in graph}, "label")
+        nx.set_node_attributes(graph, 2, "height")
+    model = fit(given, features="height", ignore="label")
+    full = model.complete(given[0], n=5, steps=2)[0]
+    assert full.graph == {"origin": "here"}
+    for node, data in given[0].nodes(data=True):
+        assert full.nodes[node] == data and type(full.nodes[node]["height"]) is int
+
+
+@pytest.mark.parametrize(
+    ("call", "settings", "message"),
+    [
+        ("sample", {"seed": "a"}, "seed must be a whole number of at least 0"),
+        ("sample", {"first": 0.5}, "first must be a whole number"),
+        ("sample", {"noise": "a"}, "noise must be a number >= 0"),
+        ("sample", {"temperature": -1.0}, "temperature must be a number >= 0"),
+        ("complete", {"n": 12.5}, "n must be a whole number"),
+        ("complete", {"guidance": "x"}, "guidance must be a number >= 0"),
+        ("elbo", {"steps": 1}, "steps must be a whole number of at least 2"),
+        ("elbo", {"draws": 0}, "draws must be a whole number of at least 1"),
+    ],
+)
+def test_settings_that_are_none_are_named(model, call, settings, message):
+    first = {"sample": 2, "complete": GOOD[0], "elbo": GOOD}[call]
+    with pytest.raises(UserError, match=message):
+        getattr(model, call)(first, **settings)
+
+
+def test_a_guided_sample_counts_twice_against_the_limit_of_memory(model, monkeypatch):
+    small = 4 * zoo.footprint(model.config) * 30 * 30
+    monkeypatch.setattr(zoo, "MEMORY_LIMIT", small)
+    assert len(model.sample(1, nodes=30, steps=1, label=0)) == 1
+    with pytest.raises(UserError, match="graphs of up to 21 nodes fit"):
+        model.sample(1, nodes=30, steps=1, label=0, guidance=2.0)

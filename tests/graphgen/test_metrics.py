@@ -13,7 +13,7 @@ from rdkit import Chem
 
 from driftworks.data.graphs import generate
 from driftworks.errors import UserError
-from driftworks.graphgen.convert import declare, from_networkx, from_rdkit, to_pyg
+from driftworks.graphgen.convert import declare, from_networkx, from_rdkit, to_networkx, to_pyg
 from driftworks.graphgen.metrics import evaluate
 from driftworks.graphgen.molecules import check, fcd
 
@@ -26,9 +26,10 @@ def trees(rng):
 
 
 def test_rates_are_shares_of_what_was_requested(trees):
-    cycle, star = nx.cycle_graph(7), nx.star_graph(8)
+    cycle, star, path = nx.cycle_graph(7), nx.star_graph(8), nx.path_graph(13)
     train, test = trees[:10], trees[20:]
-    given = [cycle, star, star, train[0], trees[15], nx.empty_graph(3), None]
+    train = [tree for tree in train if not nx.is_isomorphic(tree, star)]
+    given = [cycle, star, star, train[0], path, nx.empty_graph(3), None]
     report = evaluate(given, test, train, family="tree", requested=10, **QUICK)
     assert (report.requested, report.delivered) == (10, 6)
     assert report.connectivity.value == 0.5 and report.connectivity.n == 10
@@ -38,7 +39,7 @@ def test_rates_are_shares_of_what_was_requested(trees):
     assert report.vun.value == 0.2  # star and new tree
     assert report.failures == {"missing": 4, "not tree": 2}
     assert sum(report.failures.values()) == 10 - 4
-    assert report.nodes.value == np.mean([7, 9, 9, len(train[0]), len(trees[15]), 3])
+    assert report.nodes.value == np.mean([7, 9, 9, len(train[0]), 13, 3])
     assert any("isolated nodes" in note for note in report.notes)
 
 
@@ -66,6 +67,30 @@ def test_pytorch_geometric_graphs_are_judged_like_networkx_graphs(trees):
         evaluate(data, data, nodes=["kind", "height"])
     with pytest.raises(UserError, match="graph 0 .*colour"):
         evaluate(data[:2], data[2:], nodes=["colour"])
+
+
+def test_values_of_numpy_are_the_same_categories(trees):
+    mine, numpys = [nx.Graph(tree) for tree in trees], [nx.Graph(tree) for tree in trees]
+    for one, other in zip(mine, numpys, strict=True):
+        nx.set_node_attributes(one, {v: v % 3 for v in one}, "kind")
+        nx.set_node_attributes(other, {v: np.int64(v % 3) for v in other}, "kind")
+    report = evaluate(mine, numpys, numpys, nodes=["kind"], **QUICK)
+    assert report.copied.value == 1 and report.novelty.value == 0
+    assert report.nspdk[0] == pytest.approx(0, abs=1e-12)
+
+
+def test_molecules_may_come_as_networkx_graphs_on_any_side():
+    mols = [Chem.MolFromSmiles(text) for text in ("CCO", "CCN", "CC=O", "CCC", "CC#N")]
+    batch = from_rdkit(mols)
+    graphs = to_networkx(batch)
+    fitted = from_networkx(graphs, declare(graphs, nodes=("element", "charge"), edges="order"))
+    reports = [
+        evaluate(given, reference, bootstrap=20)
+        for given, reference in ((batch, mols), (mols, graphs), (batch, graphs), (fitted, mols))
+    ]
+    assert all(report.to_dict() == reports[0].to_dict() for report in reports)
+    assert reports[0].validity.value == 1
+    assert evaluate(mols[:3], mols[3:4], bootstrap=20).fcd is None  # of one molecule there is none
 
 
 def test_every_failed_sample_makes_every_discrepancy_worse(trees):

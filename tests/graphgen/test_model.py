@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -11,11 +13,14 @@ from driftworks import graphgen
 from driftworks.core import checkpoint
 from driftworks.core.keys import Keys
 from driftworks.core.process import Process
+from driftworks.core.run import Run
 from driftworks.errors import UserError
 from driftworks.graphgen.elbo import step_posterior
+from driftworks.graphgen.graph import Attributes
 from driftworks.graphgen.network import NetConfig, build, walks
 from driftworks.graphgen.process import GraphModel, bare_posterior, encode, graph_process
 from driftworks.graphgen.sample import generate
+from driftworks.graphgen.train import describe
 
 TINY = {"width": 16, "pair_width": 8, "heads": 2, "layers": 2, "walks": 4}
 
@@ -226,20 +231,28 @@ def test_graphs_that_do_not_stay_finite_are_counted_as_such(fitted, monkeypatch)
     assert none.failures == {"not_finite": 2, "requirements": 4} and none.attempts == 12
 
 
-def test_an_interrupted_training_ends_on_the_same_weights(tmp_path):
+def test_an_interrupted_training_ends_on_the_same_weights(tmp_path, monkeypatch):
     graphs = [nx.path_graph(5), nx.star_graph(4), nx.cycle_graph(6)]
-    settings = {"progress": False, "batch": 4, "net": TINY}
-    graphgen.fit(graphs, steps=8, out=tmp_path / "whole", **settings)
-    # the learning rate of a run follows its length, which a continued run may change: same length
-    run = tmp_path / "parts"
-    graphgen.fit(graphs, steps=8, out=run, **settings)
-    newest = sorted(run.glob("state-*"))[-1]
-    tensors, meta = checkpoint.load(newest)
-    assert meta["step"] == 8
-    whole = checkpoint.load(tmp_path / "whole")[0]
-    assert all(torch.equal(x, whole[k]) for k, x in checkpoint.load(run)[0].items())
+    for k, graph in enumerate(graphs):
+        graph.graph.update(kind=k % 2, height=float(k))
+    settings = {"progress": False, "batch": 4, "net": TINY, "label": "kind",
+                "properties": ["height"]}  # fmt: skip
+    whole = graphgen.fit(graphs, steps=8, out=tmp_path / "whole", **settings)
+    run, update = tmp_path / "parts", Run.update
+
+    def killed(self, loss):
+        if self.step == 4:
+            self.save(run)
+            raise KeyboardInterrupt
+        update(self, loss)
+
+    monkeypatch.setattr(Run, "update", killed)
+    with pytest.raises(KeyboardInterrupt):
+        graphgen.fit(graphs, steps=8, out=run, **settings)
+    monkeypatch.undo()
+    assert checkpoint.load(sorted(run.glob("state-*"))[-1])[1]["step"] == 4
     again = graphgen.fit(graphs, steps=8, out=run, resume=True, **settings)
-    assert again.hash == graphgen.load(tmp_path / "whole").hash
+    assert again.hash == whole.hash
     with pytest.raises(UserError, match="already holds a training run"):
         graphgen.fit(graphs, steps=8, out=run, **settings)
 
@@ -338,3 +351,46 @@ def test_the_shares_of_nodes_count_the_components(rng):
             assert float(own[list(nodes), 0].sum()) == pytest.approx(1, abs=0.02)
         spectrum = np.linalg.eigvalsh(nx.laplacian_matrix(graph).toarray().astype(float))
         assert float(own[:, 1].sum()) == pytest.approx((0.3 / (spectrum + 0.3)).sum(), rel=1e-3)
+
+
+def test_sizes_of_the_network_are_added_to_those_of_the_preset():
+    graphs = [nx.path_graph(4), nx.cycle_graph(5)]
+    for preset, width in (("small", 64), ("base", 128)):
+        model = graphgen.fit(graphs, steps=1, batch=2, preset=preset, progress=False,
+                             compile=False, net={"layers": 1})  # fmt: skip
+        net = model.config
+        assert (net.layers, net.width, net.screens) == (1, width, (0.01, 0.3))
+
+
+def test_a_class_that_the_data_lack_is_never_drawn_whatever_the_rounding():
+    for nodes in range(3, 40):  # complete graphs: there is no pair without an edge
+        graphs = graphgen.from_networkx([nx.complete_graph(nodes), nx.complete_graph(3)])
+        assert describe(graphs).edges == (0.0, 1.0)
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        kinds = torch.from_numpy(generator.integers(1, 7, 90))
+        graphs = graphgen.from_networkx([nx.complete_graph(90)])
+        values = tuple((k,) for k in range(7))
+        spec = Attributes(nodes=("kind",), node_values=values)
+        share = describe(replace(graphs, nodes=kinds[None], attributes=spec)).nodes
+        assert share[0] == 0 and abs(sum(share) - 1) < 1e-12 and min(share) >= 0
+
+
+def test_continuous_weights_leave_the_number_of_edges_as_it_is():
+    """A sampler has noisy weights on every pair: those of absent edges must not look like edges."""
+    rng = np.random.default_rng(5)
+    data = []
+    for _ in range(60):
+        graph = nx.gnp_random_graph(4, 0.3, seed=int(rng.integers(1 << 30)))
+        nx.set_edge_attributes(graph, {e: float(rng.uniform(0, 1)) for e in graph.edges}, "w")
+        data.append(graph)
+    net = {"width": 32, "pair_width": 16, "heads": 2, "layers": 2, "walks": 3}
+    model = graphgen.fit(data, steps=250, weight="w", learning_rate=2e-3, warmup=20, ema=0.97,
+                         batch=48, net=net, progress=False, precision="float32")  # fmt: skip
+    drawn = model.sample(200, seed=1, steps=20)
+    density = np.mean([nx.density(graph) for graph in drawn])
+    assert abs(density - np.mean([nx.density(graph) for graph in data])) < 0.08, density
+    weights = [w for graph in drawn for *_, w in graph.edges(data="w")]
+    assert abs(np.mean(weights) - 0.5) < 0.12, np.mean(weights)
+    bound = model.elbo(data[:10], steps=20)
+    assert torch.isfinite(bound.value).all()
