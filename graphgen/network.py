@@ -41,6 +41,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from driftworks.core.even import SiLU, even, silu
+from driftworks.core.keys import Keys
 
 __all__ = ["GraphNet", "NetConfig", "build", "footprint", "resistances", "walks"]
 
@@ -151,9 +152,13 @@ class Layer(nn.Module):
         self.pair_out = _zeroed(nn.Linear(2 * d_e, d_e))
 
     def forward(
-        self, h: Tensor, e: Tensor, condition: Tensor, key_bias: Tensor
+        self, h: Tensor, e: Tensor, condition: Tensor, key_bias: Tensor,
+        gains: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Shapes: h (B,N,d), e (B,N,N,d_e), condition (B,d), key_bias (B,1,1,N), 0 or -1e9."""
+        """Shapes: h (B,N,d), e (B,N,N,d_e), condition (B,d), key_bias (B,1,1,N), 0 or -1e9.
+
+        ``gains`` (B,3d) and (B,2d_e) multiply the channels inside the two feed-forward branches.
+        """
         b, n, d = h.shape
         scale_1, shift_1, scale_2, shift_2 = self.modulate(condition).unsqueeze(1).chunk(4, -1)
         scale_e, shift_e = self.modulate_e(condition)[:, None, None].chunk(2, -1)
@@ -170,14 +175,20 @@ class Layer(nn.Module):
         message = (gated @ v).transpose(1, 2).reshape(b, n, d)
         from_pairs = (weight.mean(1).to(pair.dtype).unsqueeze(2) @ pair).squeeze(2)
         h = h + self.merge(torch.cat((message, from_pairs.to(message.dtype)), -1))
-        h = h + self.contract(silu(self.expand(self.norm_2(h) * (1 + scale_2) + shift_2)))
+        inside = silu(self.expand(self.norm_2(h) * (1 + scale_2) + shift_2))
+        if gains is not None:
+            inside = inside * gains[0].unsqueeze(1)
+        h = h + self.contract(inside)
         plus, times = self.ends(h).chunk(2, -1)
         product = times.unsqueeze(1) * times.unsqueeze(2)
         logits = (0.5 * (logits + logits.transpose(-1, -2))).permute(0, 2, 3, 1)
         inner = self.pair_in(torch.cat((pair, logits.to(pair.dtype)), -1)) + self.pair_mid(
             product + plus.unsqueeze(1) + plus.unsqueeze(2)
         )
-        return h, e + self.pair_out(silu(inner))
+        inner = silu(inner)
+        if gains is not None:
+            inner = inner * gains[1][:, None, None]
+        return h, e + self.pair_out(inner)
 
 
 class GraphNet(nn.Module):
@@ -186,8 +197,11 @@ class GraphNet(nn.Module):
     ``forward(nodes, edges, t, mask, ...)`` takes nodes (B,N,C), edges (B,N,N,K) (probabilities,
     zero outside the mask), times (B,), mask (B,N) bool, continuous ``features`` (B,N,F) and
     ``weights`` (B,N,N,1) where configured, ``label`` (B,) int64 with ``labels`` meaning "any",
-    and ``properties`` (B,P), NaN meaning "any". It returns a dict with the logits ``nodes`` and
-    ``edges`` and, where configured, the denoised ``features`` and ``weights``.
+    and ``properties`` (B,P), NaN meaning "any". ``dropout``, of training alone, is the share of
+    channels that each graph goes without in each layer, and one key a graph; a channel is left out
+    for all nodes and pairs of a graph, so that their order still means nothing. It returns a dict
+    with the logits ``nodes`` and ``edges`` and, where configured, the denoised ``features`` and
+    ``weights``.
     """
 
     property_mean: Tensor
@@ -242,6 +256,7 @@ class GraphNet(nn.Module):
         weights: Tensor | None = None,
         label: Tensor | None = None,
         properties: Tensor | None = None,
+        dropout: tuple[float, Keys] | None = None,
     ) -> dict[str, Tensor]:
         config = self.config
         count = mask.sum(-1).to(t.dtype)
@@ -276,8 +291,14 @@ class GraphNet(nn.Module):
         h = self.node_in(torch.cat((nodes, *extra_nodes, diagonal, degree), -1))
         e = self.pair_in(torch.cat((edges, *extra_pairs, 0.3 * relative), -1))
         key_bias = torch.where(mask, 0.0, -1e9)[:, None, None, :]
-        for layer in self.layers:
-            h, e = layer(h, e, condition, key_bias)
+        for number, layer in enumerate(self.layers):
+            gains = None
+            if dropout is not None:
+                share, keys = dropout
+                inside = 3 * config.width, 2 * config.pair_width
+                u = keys.uniform(f"dropout/{number}", 0, (sum(inside),))
+                gains = ((u >= share).to(e.dtype) / (1.0 - share)).split(inside, 1)
+            h, e = layer(h, e, condition, key_bias, gains)
 
         out_nodes, out_pairs = self.node_out(h).float(), self.pair_out(e).float()
         out_pairs = 0.5 * (out_pairs + out_pairs.transpose(1, 2))

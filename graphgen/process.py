@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from driftworks.core.ctmc import Replacing
+from driftworks.core.keys import Keys
 from driftworks.core.paths import Path
 from driftworks.core.predict import per_sample
 from driftworks.core.process import Part, Process
@@ -125,7 +126,8 @@ class GraphModel(nn.Module):
         return nodes * mask.unsqueeze(-1), edges * pairs
 
     def logits(
-        self, x: dict[str, Tensor], t: Tensor, mask: Tensor, cond: Mapping[str, Tensor] | None
+        self, x: dict[str, Tensor], t: Tensor, mask: Tensor, cond: Mapping[str, Tensor] | None,
+        dropout: tuple[float, Keys] | None = None,
     ) -> dict[str, Tensor]:
         """The network's answer on a state: logits of the classes, denoised values."""
         nodes, edges = self.shown(x, t, mask)
@@ -133,6 +135,7 @@ class GraphModel(nn.Module):
         answer: dict[str, Tensor] = self.net(
             nodes, edges, t, mask, x.get("features"),
             None if values is None else values.unsqueeze(-1), **(cond or {}),
+            **({} if dropout is None else {"dropout": dropout}),
         )
         if "weights" in answer:
             answer["weights"] = answer["weights"].squeeze(-1)

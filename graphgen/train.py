@@ -46,7 +46,9 @@ __all__ = ["PRESETS", "TrainConfig", "describe", "export", "facts_of", "train"]
 class TrainConfig(Recipe):
     """Everything that decides a training run (see `core.run`); saved inside the checkpoint.
 
-    ``batch`` graphs a step, fewer where they have more than ``pairs`` matrix entries together.
+    ``batch`` graphs a step, fewer where they have more than ``pairs`` matrix entries together;
+    ``dropout`` the share of channels left out (`network.GraphNet`), for sets so small that the
+    network would learn them by heart.
     """
 
     net: NetConfig = NetConfig()
@@ -57,6 +59,7 @@ class TrainConfig(Recipe):
     edge_weight: Positive = 5.0
     value_weight: Positive = 1.0
     unconditional: Fraction = 0.15
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     pairs: Count = 64 * 64 * 32
 
 
@@ -294,6 +297,9 @@ def train(
         for layer in run.net.layers:
             layer.compile(dynamic=False)
 
+    def dropout(keys: Keys) -> tuple[float, Keys] | None:
+        return (config.dropout, keys) if config.dropout > 0 else None
+
     def save() -> None:
         run.check()
         run.save(out)
@@ -305,7 +311,7 @@ def train(
             bridge, counts = _bridge(process, config.net, data, mask, keys)
             assert isinstance(bridge.x_t, dict)
             with torch.autocast(device.type, torch.bfloat16, config.precision == "bfloat16"):
-                answer = model.logits(bridge.x_t, bridge.t, mask, cond)
+                answer = model.logits(bridge.x_t, bridge.t, mask, cond, dropout(keys))
             loss, parts = endpoint_loss(answer, data, mask, config, counts)
             run.update(loss)
             view.stepped(parts)

@@ -15,6 +15,7 @@ from driftworks.core.keys import Keys
 from driftworks.core.process import Process
 from driftworks.core.run import Run
 from driftworks.errors import UserError
+from driftworks.graphgen import fitting
 from driftworks.graphgen.elbo import step_posterior
 from driftworks.graphgen.graph import Attributes
 from driftworks.graphgen.network import NetConfig, build, walks
@@ -394,3 +395,39 @@ def test_continuous_weights_leave_the_number_of_edges_as_it_is():
     assert abs(np.mean(weights) - 0.5) < 0.12, np.mean(weights)
     bound = model.elbo(data[:10], steps=20)
     assert torch.isfinite(bound.value).all()
+
+
+def test_dropout_leaves_out_channels_of_each_graph_whatever_its_place_and_order():
+    model, _ = tiny()
+    n, keys = 5, Keys.for_samples(1, range(3))
+    generator = torch.Generator().manual_seed(1)
+    nodes = torch.randint(3, (3, n), generator=generator)
+    edges = torch.randint(3, (3, n, n), generator=generator).triu(1)
+    edges = edges + edges.transpose(1, 2)
+    mask, t = torch.ones(3, n, dtype=torch.bool), torch.full((3,), 0.5)
+
+    def answer(rows, order, dropout):
+        x = {"nodes": nodes[rows][:, order], "edges": edges[rows][:, order][:, :, order]}
+        with torch.no_grad():
+            return model.logits(x, t[rows], mask[rows], None, dropout)["edges"]
+
+    every, straight, turned = [0, 1, 2], list(range(n)), [3, 0, 4, 2, 1]
+    whole = answer(every, straight, (0.3, keys))
+    plain = answer(every, straight, None)
+    assert (whole - plain).abs().amax((1, 2, 3)).min() > 1e-3  # it does something to every graph
+    assert torch.allclose(answer(every, straight, (1e-9, keys)), plain, atol=1e-5)
+    alone = answer([2, 0], straight, (0.3, keys[torch.tensor([2, 0])]))
+    assert torch.allclose(alone, whole[[2, 0]], atol=1e-5)
+    moved = answer(every, turned, (0.3, keys))
+    assert torch.allclose(moved, whole[:, turned][:, :, turned], atol=1e-5)
+
+
+def test_small_sets_are_trained_with_dropout_and_large_ones_without(monkeypatch):
+    graphs = [nx.path_graph(4), nx.cycle_graph(5)]
+    settings = {"steps": 1, "batch": 2, "progress": False, "net": TINY}
+    assert graphgen.fit(graphs, **settings).meta["config"]["dropout"] == 0.1
+    assert graphgen.fit(graphs, dropout=0.0, **settings).meta["config"]["dropout"] == 0
+    monkeypatch.setattr(fitting, "FEW", 2)
+    assert graphgen.fit(graphs, **settings).meta["config"]["dropout"] == 0
+    with pytest.raises(UserError, match="dropout=1"):
+        graphgen.fit(graphs, dropout=1.0, **settings)
