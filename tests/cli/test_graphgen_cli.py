@@ -398,7 +398,7 @@ def test_training_says_what_it_left_out(
     assert cli.main([*words, "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"8 molecules: {tmp_path / 'some.smi'}\n")
-    assert f"trained on 6 of {tmp_path / 'some.smi'}; left out: 1 isotope, 1 missing\n" in said
+    assert "trained on 6 of some.smi; left out: 1 isotope, 1 missing\n" in said
 
 
 def test_molecules_are_learned_with_numbers_of_theirs(tmp_path: Path) -> None:

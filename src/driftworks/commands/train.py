@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -218,7 +219,8 @@ def graphgen(
         seed=seed,
         device=device,
         progress=not quiet,
-        source=source.text,
+        # a model may be given away: its record names the file, not where it lay
+        source=source.text.replace(str(Path(data).parent) + os.sep, ""),
         **recipe,
     )
     used = model.meta["training"]["data"]
