@@ -46,6 +46,10 @@ from driftworks.core.keys import Keys
 __all__ = ["GraphNet", "NetConfig", "build", "footprint", "resistances", "walks"]
 
 
+#: The network tells apart shares of noise down to this one.
+REMAINING = 1e-4
+
+
 class NetConfig(BaseModel):
     """Sizes of the network and the attributes it was built for; saved in every checkpoint.
 
@@ -221,7 +225,7 @@ class GraphNet(nn.Module):
         )
         frequencies = torch.exp(torch.linspace(0.0, 6.0, 16))
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self.time = nn.Sequential(nn.Linear(32, d), SiLU(), nn.Linear(d, d))
+        self.time = nn.Sequential(nn.Linear(64, d), SiLU(), nn.Linear(d, d))
         self.size = nn.Linear(32, d)
         self.whole = nn.Linear(len(config.screens) + kinds, d)
         if config.labels:
@@ -260,7 +264,10 @@ class GraphNet(nn.Module):
     ) -> dict[str, Tensor]:
         config = self.config
         count = mask.sum(-1).to(t.dtype)
-        summary = self.time(self._waves(t)) + self.size(self._waves(count / config.max_nodes))
+        # Near the end what is left of the noise, 1 - t, decides by its order of magnitude.
+        remaining = (1.0 - t).clamp(min=REMAINING).log() / math.log(REMAINING)
+        summary = self.time(torch.cat((self._waves(t), self._waves(remaining)), -1))
+        summary = summary + self.size(self._waves(count / config.max_nodes))
         if config.labels:
             any_label = torch.full((len(mask),), config.labels, device=mask.device)
             summary = summary + self.label(any_label if label is None else label)
