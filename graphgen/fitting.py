@@ -22,10 +22,6 @@ from driftworks.graphgen.zoo import Model, load
 
 __all__ = ["fit"]
 
-#: Sets of fewer graphs are trained with dropout.
-FEW = 2000
-DROPOUT = 0.1
-
 
 def fit(
     graphs: Iterable[Any] | Graphs,
@@ -63,7 +59,6 @@ def fit(
         properties: names of numbers of graphs to condition on; missing ones are allowed.
         system: "flow" for the discrete flow, "sde" for the system of SDEs.
         preset: sizes, "small" (a laptop) or "base" (a GPU); any field of `TrainConfig` may follow.
-            Of fewer than 2000 graphs a tenth of the network's channels is left out at every step.
             "gdss" is the published GDSS, "gdss-community_small" and so on (`gdss.PRESETS`) its
             recipe for one data set: always a system of SDEs, trained for its published number of
             epochs when no length is given; any field of `gdss.GdssRecipe` may follow.
@@ -120,7 +115,7 @@ def fit(
             return load(gdss.train(published, batch, folder, **run), device)
         if minutes is None and steps is None:
             minutes = 10.0
-        settings = {"dropout": DROPOUT if len(batch) < FEW else 0.0} | PRESETS[preset] | recipe
+        settings = PRESETS[preset] | recipe
         sizes = PRESETS[preset]["net"] | settings.pop("net", {})
         sizes |= {"system": system, "properties": tuple(properties)}
         if classes is not None:

@@ -47,8 +47,8 @@ class TrainConfig(Recipe):
     """Everything that decides a training run (see `core.run`); saved inside the checkpoint.
 
     ``batch`` graphs a step, fewer where they have more than ``pairs`` matrix entries together;
-    ``dropout`` the share of channels left out (`network.GraphNet`), for sets so small that the
-    network would learn them by heart.
+    ``dropout`` the share of channels left out (`network.GraphNet`), against learning a small set by
+    heart.
     """
 
     net: NetConfig = NetConfig()

@@ -15,7 +15,6 @@ from driftworks.core.keys import Keys
 from driftworks.core.process import Process
 from driftworks.core.run import Run
 from driftworks.errors import UserError
-from driftworks.graphgen import fitting
 from driftworks.graphgen.elbo import step_posterior
 from driftworks.graphgen.graph import Attributes
 from driftworks.graphgen.network import NetConfig, build, walks
@@ -386,7 +385,7 @@ def test_continuous_weights_leave_the_number_of_edges_as_it_is():
         nx.set_edge_attributes(graph, {e: float(rng.uniform(0, 1)) for e in graph.edges}, "w")
         data.append(graph)
     net = {"width": 32, "pair_width": 16, "heads": 2, "layers": 2, "walks": 3}
-    model = graphgen.fit(data, steps=250, weight="w", learning_rate=2e-3, warmup=20, ema=0.97,
+    model = graphgen.fit(data, steps=600, weight="w", learning_rate=2e-3, warmup=20, ema=0.97,
                          batch=48, net=net, progress=False, precision="float32")  # fmt: skip
     drawn = model.sample(200, seed=1, steps=20)
     density = np.mean([nx.density(graph) for graph in drawn])
@@ -422,12 +421,10 @@ def test_dropout_leaves_out_channels_of_each_graph_whatever_its_place_and_order(
     assert torch.allclose(moved, whole[:, turned][:, :, turned], atol=1e-5)
 
 
-def test_small_sets_are_trained_with_dropout_and_large_ones_without(monkeypatch):
+def test_dropout_is_a_setting_of_the_recipe():
     graphs = [nx.path_graph(4), nx.cycle_graph(5)]
-    settings = {"steps": 1, "batch": 2, "progress": False, "net": TINY}
-    assert graphgen.fit(graphs, **settings).meta["config"]["dropout"] == 0.1
-    assert graphgen.fit(graphs, dropout=0.0, **settings).meta["config"]["dropout"] == 0
-    monkeypatch.setattr(fitting, "FEW", 2)
-    assert graphgen.fit(graphs, **settings).meta["config"]["dropout"] == 0
+    settings = {"steps": 2, "batch": 2, "progress": False, "net": TINY}
+    plain, dropped = (graphgen.fit(graphs, dropout=p, **settings) for p in (0.0, 0.5))
+    assert dropped.meta["config"]["dropout"] == 0.5 and dropped.hash != plain.hash
     with pytest.raises(UserError, match="dropout=1"):
         graphgen.fit(graphs, dropout=1.0, **settings)
