@@ -100,11 +100,13 @@ def walks(adjacency: Tensor, steps: int) -> Tensor:
     Returns (B, N, N, steps), entry k the chance to go from i to j in k + 1 steps; rows of nodes
     without edges are 0.
     """
-    step = adjacency / adjacency.sum(-1, keepdim=True).clamp(min=1e-6)
-    powers = [step]
-    for _ in range(steps - 1):
-        powers.append(powers[-1] @ step)
-    return torch.stack(powers, -1)
+    with torch.autocast(adjacency.device.type, enabled=False):  # training sees what sampling sees
+        step = adjacency.float()
+        step = step / step.sum(-1, keepdim=True).clamp(min=1e-6)
+        powers = [step]
+        for _ in range(steps - 1):
+            powers.append(powers[-1] @ step)
+        return torch.stack(powers, -1).to(adjacency.dtype)
 
 
 def resistances(adjacency: Tensor, screens: tuple[float, ...]) -> tuple[Tensor, Tensor]:
