@@ -249,6 +249,8 @@ class Model:
             n = max(have, int(self.sizes[np.searchsorted(self.share.cumsum(), 0.5)]))
         if n < have:
             raise UserError(f"n={n} is less than the {have} nodes that are known")
+        cond = self._condition(count, label, properties)
+        self._room(n, cond is not None and guidance != 1.0)  # before anything of that size is made
         whole = part.padded(n)
         held = torch.arange(n) < have
         known: dict[str, tuple[Tensor, Tensor]] = {
@@ -269,8 +271,8 @@ class Model:
             self._batch, steps=steps, guidance=float(guidance), noise=noise, temperature=1.0
         )
         out = self._draw(
-            count, keys, np.full(count, n), self._condition(count, label, properties), known, tests,
-            attempts, batch_size, False, settings, 0,
+            count, keys, np.full(count, n), cond, known, tests, attempts, batch_size, False,
+            settings, 0,
         )
         # Scaling there and back may round: what was given is put in as it was given.
         graphs = out.graphs

@@ -440,3 +440,8 @@ def test_a_guided_sample_counts_twice_against_the_limit_of_memory(model, monkeyp
     assert len(model.sample(1, nodes=30, steps=1, label=0)) == 1
     with pytest.raises(UserError, match="graphs of up to 21 nodes fit"):
         model.sample(1, nodes=30, steps=1, label=0, guidance=2.0)
+
+
+def test_a_completion_that_does_not_fit_is_refused_before_anything_is_allocated(model):
+    with pytest.raises(UserError, match="a graph of 1000000 nodes takes .* to draw, the limit is"):
+        model.complete(GOOD[0], n=10**6)
