@@ -52,7 +52,7 @@ from driftworks.core.keys import Keys
 from driftworks.core.paths import Path
 from driftworks.errors import UserError
 from driftworks.graphgen.graph import Graphs
-from driftworks.graphgen.process import GraphModel, encode, expected
+from driftworks.graphgen.process import GraphModel, encode, expected, standardised
 from driftworks.graphgen.sample import clock
 
 __all__ = ["Bound", "bound", "step_posterior"]
@@ -165,18 +165,12 @@ def _one_pass(model: GraphModel, graphs: Graphs, keys: Keys, times: tuple[float,
         for name, x in classes.items()
     }
     total = torch.zeros(len(keys), dtype=torch.float64, device=device)
-    if config.features:
-        mean, deviation = torch.tensor(
-            config.features, dtype=torch.float64, device=device
-        ).unbind(1)
-        data["features"] = ((graphs.features - mean) / deviation).float()
-        total -= deviation.log().sum() * size  # a density in the units of the data
-
+    data |= {name: values.float() for name, values in standardised(graphs, config).items()}
     linked = upper & (graphs.edges > 0)
-    if config.weights and graphs.weights is not None:
-        ((centre, scale),) = config.weights
-        data["weights"] = ((graphs.weights - centre) / scale * (graphs.edges > 0)).float()
-        total -= math.log(scale) * linked.sum((1, 2))
+    # densities in the units of the data
+    total -= size * math.fsum(math.log(deviation) for _, deviation in config.features)
+    for _, deviation in config.weights:
+        total -= math.log(deviation) * linked.sum((1, 2))
 
     def add(name: str, terms: Tensor, pairs: Tensor = upper) -> None:
         if name in ("edges", "weights"):

@@ -23,7 +23,7 @@ it: states in, predictions of the process out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,12 @@ from driftworks.core.process import Part, Process
 from driftworks.core.spaces import Flat, PairTokens, Symmetric, Tokens
 from driftworks.graphgen.network import GraphNet, NetConfig
 
-__all__ = ["GraphModel", "bare_posterior", "decode", "encode", "expected", "graph_process"]
+if TYPE_CHECKING:
+    from driftworks.graphgen.graph import Graphs
+
+__all__ = [
+    "GraphModel", "bare_posterior", "decode", "encode", "expected", "graph_process", "standardised",
+]
 
 PATHS: dict[str, Callable[[], Path]] = {
     "vp": Path.vp, "ve": lambda: Path.ve(0.01, 20.0), "subvp": Path.subvp,
@@ -57,6 +62,22 @@ def graph_process(config: NetConfig) -> Process:
     if config.weights:
         parts["weights"] = Part(Symmetric(), Path.linear())
     return Process(parts)
+
+
+def standardised(graphs: Graphs, config: NetConfig) -> dict[str, Tensor]:
+    """Continuous attributes in deviations from their mean, float64, 0 where there is nothing.
+
+    ``features`` (B, N, F) and ``weights`` (B, N, N), those that the model has.
+    """
+    values: dict[str, Tensor] = {}
+    if config.features:
+        moments = torch.tensor(config.features, dtype=torch.float64, device=graphs.mask.device)
+        mean, deviation = moments.unbind(1)
+        values["features"] = (graphs.features - mean) / deviation * graphs.mask.unsqueeze(-1)
+    if config.weights and graphs.weights is not None:
+        ((centre, scale),) = config.weights
+        values["weights"] = (graphs.weights - centre) / scale * (graphs.edges > 0)
+    return values
 
 
 def encode(classes: Tensor, count: int) -> Tensor:
@@ -134,8 +155,7 @@ class GraphModel(nn.Module):
         values = x.get("weights")
         answer: dict[str, Tensor] = self.net(
             nodes, edges, t, mask, x.get("features"),
-            None if values is None else values.unsqueeze(-1), **(cond or {}),
-            **({} if dropout is None else {"dropout": dropout}),
+            None if values is None else values.unsqueeze(-1), **(cond or {}), dropout=dropout,
         )
         if "weights" in answer:
             answer["weights"] = answer["weights"].squeeze(-1)

@@ -21,21 +21,27 @@ from driftworks.core.sample import sample
 from driftworks.core.solvers import Solver
 from driftworks.graphgen.process import GraphModel, decode, encode
 
-__all__ = ["clock", "generate"]
+__all__ = ["STEPS", "clock", "generate", "time_of"]
 
 SOLVER = "ddpm"
+STEPS = 50
+
+
+def time_of(u: Any) -> Any:
+    """t = 2 u - u^2, for a number or a tensor in [0, 1]."""
+    return 1.0 - (1.0 - u) ** 2
 
 
 def clock(steps: int) -> tuple[float, ...]:
     """The times 2 u - u^2, u = 0, 1/steps, ..., 1."""
-    return tuple(1.0 - (1.0 - k / steps) ** 2 for k in range(steps)) + (1.0,)
+    return tuple(time_of(k / steps) for k in range(steps)) + (1.0,)
 
 
 def generate(
     model: GraphModel,
     keys: Keys,
     mask: Tensor,
-    steps: int = 50,
+    steps: int = STEPS,
     cond: Mapping[str, Tensor] | None = None,
     guidance: float = 1.0,
     noise: float = 0.0,

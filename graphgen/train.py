@@ -35,7 +35,8 @@ from driftworks.core.run import Count, Fraction, Positive, Recipe, Run, open_fol
 from driftworks.core.watch import Watch
 from driftworks.errors import UserError
 from driftworks.graphgen.network import NetConfig, build
-from driftworks.graphgen.process import GraphModel, encode, graph_process
+from driftworks.graphgen.process import GraphModel, encode, graph_process, standardised
+from driftworks.graphgen.sample import STEPS, time_of
 
 if TYPE_CHECKING:
     from driftworks.graphgen.graph import Graphs
@@ -134,13 +135,8 @@ class Batches:
         self.share = torch.tensor([len(b) for b in self.buckets]).double().cumsum(0) / len(order)
         self.counts = counts
         self.data = {"nodes": graphs.nodes, "edges": graphs.edges}
-        if config.net.features:
-            mean, deviation = torch.tensor(config.net.features, dtype=torch.float64).unbind(1)
-            scaled = (graphs.features - mean) / deviation * graphs.mask.unsqueeze(-1)
-            self.data["features"] = scaled.float()
-        if graphs.weights is not None and config.net.weights:
-            ((centre, scale),) = config.net.weights
-            self.data["weights"] = ((graphs.weights - centre) / scale * (graphs.edges > 0)).float()
+        for name, values in standardised(graphs, config.net).items():
+            self.data[name] = values.float()
         self.label, self.properties = label, properties
 
     def __call__(self, step: int) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor], Keys]:
@@ -176,9 +172,6 @@ class Batches:
         return data, mask, cond, keys.to(self.device)
 
 
-LAST = 1.0 / 50.0  # of the steps of the clock
-
-
 def _bridge(
     process: Process, config: NetConfig, data: dict[str, Tensor], mask: Tensor, keys: Keys
 ) -> tuple[Bridge, Tensor]:
@@ -187,15 +180,16 @@ def _bridge(
     Graph i of B has its u in [i/B, (i + 1)/B]: the loss depends on t far more than on the graph.
     """
     u = (keys.uniform("time", 0) + torch.arange(len(keys), device=mask.device)) / len(keys)
-    t = 1.0 - (1.0 - u).square()
+    t, counts = time_of(u), torch.ones_like(u)
     start = dict(data)
+    if config.system == "flow":
+        last = 1.0 / STEPS
+        counts = 1.0 / ((1.0 - u).clamp(last) * (1.0 - math.log(last)))  # of mean 1
     if config.system == "sde":
         start["nodes"] = encode(data["nodes"], len(config.nodes)) * mask.unsqueeze(-1)
         part = process.parts["edges"].space
         start["edges"] = part.project(encode(data["edges"], len(config.edges)), mask)
-        return process.bridge(start, t, keys, mask), torch.ones_like(t)
-    # the mean of 1 / max(1 - u, LAST) is 1 - log LAST
-    return process.bridge(start, t, keys, mask), 1 / ((1 - u).clamp(LAST) * (1 - math.log(LAST)))
+    return process.bridge(start, t, keys, mask), counts
 
 
 def endpoint_loss(
@@ -297,9 +291,6 @@ def train(
         for layer in run.net.layers:
             layer.compile(dynamic=False)
 
-    def dropout(keys: Keys) -> tuple[float, Keys] | None:
-        return (config.dropout, keys) if config.dropout > 0 else None
-
     def save() -> None:
         run.check()
         run.save(out)
@@ -311,7 +302,8 @@ def train(
             bridge, counts = _bridge(process, config.net, data, mask, keys)
             assert isinstance(bridge.x_t, dict)
             with torch.autocast(device.type, torch.bfloat16, config.precision == "bfloat16"):
-                answer = model.logits(bridge.x_t, bridge.t, mask, cond, dropout(keys))
+                dropout = (config.dropout, keys) if config.dropout > 0 else None
+                answer = model.logits(bridge.x_t, bridge.t, mask, cond, dropout)
             loss, parts = endpoint_loss(answer, data, mask, config, counts)
             run.update(loss)
             view.stepped(parts)

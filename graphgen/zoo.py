@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +41,8 @@ from driftworks.graphgen.convert import (
 from driftworks.graphgen.elbo import Bound, bound
 from driftworks.graphgen.graph import Attributes, Graphs
 from driftworks.graphgen.network import NetConfig, build, footprint
-from driftworks.graphgen.process import GraphModel, graph_process
-from driftworks.graphgen.sample import SOLVER, generate
+from driftworks.graphgen.process import GraphModel, graph_process, standardised
+from driftworks.graphgen.sample import SOLVER, STEPS, generate
 from driftworks.graphgen.validity import predicate
 
 if TYPE_CHECKING:
@@ -53,7 +52,6 @@ __all__ = ["Drawn", "Model", "available", "load"]
 
 Requirement = str | Callable[[Any], bool]
 Nodes = int | tuple[int, int] | Sequence[int] | None
-STEPS = 50
 FAR = 1e3  # standard deviations; a known value farther out is shown to the network as that
 #: Matrices of fewer than four rows take other routines in BLAS, whose last bits differ.
 LEAST = 4
@@ -206,10 +204,10 @@ class Model:
         sizes = self._counts(keys, nodes)
         cond = self._condition(n, label, properties)
         tests = _requirements(require)
-        settings = partial(
-            self._batch, steps=steps, guidance=float(guidance), noise=noise,
-            temperature=temperature, solver=solver,
-        )
+        settings = {
+            "steps": steps, "guidance": float(guidance), "noise": noise,
+            "temperature": temperature, "solver": solver,
+        }
         return self._draw(n, keys, sizes, cond, None, tests, attempts, batch_size, progress,
                           settings, first)
 
@@ -257,19 +255,15 @@ class Model:
             "nodes": (whole.nodes, held[None]),
             "edges": (whole.edges, held[None, :, None] & held[None, None, :]),
         }
-        if self.config.features:
-            mean, deviation = torch.tensor(self.config.features, dtype=torch.float64).unbind(1)
-            scaled = ((whole.features - mean) / deviation).clamp(-FAR, FAR)
-            known["features"] = (scaled, held[None])
-        if self.config.weights and whole.weights is not None:
-            ((centre, scale),) = self.config.weights
-            scaled = ((whole.weights - centre) / scale).clamp(-FAR, FAR)
-            known["weights"] = (scaled * (whole.edges > 0), known["edges"][1])
+        if isinstance(self.config, NetConfig):  # the published GDSS has no continuous attributes
+            place = {"features": known["nodes"][1], "weights": known["edges"][1]}
+            for name, values in standardised(whole, self.config).items():
+                known[name] = (values.clamp(-FAR, FAR), place[name])
         keys = Keys.for_samples(seed, range(count))
         tests = _requirements(require)
-        settings = partial(
-            self._batch, steps=steps, guidance=float(guidance), noise=noise, temperature=1.0
-        )
+        settings = {
+            "steps": steps, "guidance": float(guidance), "noise": noise, "temperature": 1.0,
+        }
         out = self._draw(
             count, keys, np.full(count, n), cond, known, tests, attempts, batch_size, False,
             settings, 0,
@@ -473,9 +467,9 @@ class Model:
         self, n: int, keys: Keys, sizes: np.ndarray, cond: dict[str, Tensor] | None,
         known: dict[str, tuple[Tensor, Tensor]] | None, tests: list[Callable[[Any], bool]],
         attempts: int, batch_size: int, progress: bool,
-        compute: partial[tuple[Graphs, np.ndarray]], first: int,
+        settings: dict[str, Any], first: int,
     ) -> Drawn:
-        guided = cond is not None and compute.keywords["guidance"] != 1.0
+        guided = cond is not None and settings["guidance"] != 1.0
         most = {
             int(size): min(batch_size, self._room(int(size), guided)) for size in np.unique(sizes)
         }
@@ -494,7 +488,8 @@ class Model:
                 ]
 
                 def one(rows: np.ndarray, again: Keys = again) -> tuple[Graphs, np.ndarray]:
-                    return compute(again, rows, int(sizes[rows[0]]), cond, known)
+                    size = int(sizes[rows[0]])
+                    return self._batch(again, rows, size, cond, known, **settings)
 
                 done: list[np.ndarray] = []
                 for rows, (graphs, finite) in zip(

@@ -69,7 +69,7 @@ class Bayes(nn.Module):
 
     def forward(
         self, nodes: Tensor, edges: Tensor, t: Tensor, mask: Tensor, features: Any = None,
-        weights: Any = None, label: Any = None, properties: Any = None,
+        weights: Any = None, label: Any = None, properties: Any = None, dropout: Any = None,
     ) -> dict[str, Tensor]:
         share = torch.tensor(self.config.edges, dtype=torch.float64)
         shown = torch.stack([edges[:, i, j] for i, j in PAIRS], 1).double()  # (B, 3, 2)

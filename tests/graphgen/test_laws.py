@@ -236,7 +236,7 @@ class Normals(torch.nn.Module):
         super().__init__()
         self.config, self.placed = config, torch.nn.Parameter(torch.zeros(()))
 
-    def forward(self, nodes, edges, t, mask, features=None, *_):
+    def forward(self, nodes, edges, t, mask, features=None, *_, **__):
         t = t.view(-1, 1, 1)
         mean = t / (t**2 + (1 - t) ** 2) * features
         b, n = mask.shape

@@ -161,3 +161,12 @@ def moebius() -> Callable[..., Arrays]:
         return points.reshape(-1, 3), np.array(faces, np.int64)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def lump(sphere: Callable[..., Arrays]) -> Arrays:
+    """A closed surface that no rotation or reflection maps to itself."""
+    points, faces = sphere(3)
+    x, y, z = points.T
+    radius = 1 + 0.15 * np.sin(3 * x + 1) + 0.12 * np.cos(2 * y - z) + 0.15 * np.sin(2 * z + y + x)
+    return points * np.array([1.0, 0.7, 1.5]) * radius[:, None], faces

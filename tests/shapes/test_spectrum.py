@@ -34,15 +34,6 @@ def no_solver(monkeypatch):
     return forbid
 
 
-@pytest.fixture(scope="session")
-def lump(sphere):
-    """A closed surface that no rotation or reflection maps to itself."""
-    points, faces = sphere(3)
-    x, y, z = points.T
-    radius = 1 + 0.15 * np.sin(3 * x + 1) + 0.12 * np.cos(2 * y - z) + 0.15 * np.sin(2 * z + y + x)
-    return points * np.array([1.0, 0.7, 1.5]) * radius[:, None], faces
-
-
 def rotation(rng):
     q, r = np.linalg.qr(rng.standard_normal((3, 3)))
     q = q * np.sign(np.diag(r))

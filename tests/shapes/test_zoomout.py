@@ -16,12 +16,10 @@ START = 8
 
 
 @pytest.fixture(scope="module")
-def pair(sphere):
+def pair(lump):
     """An asymmetric surface and its renumbered copy: meshes, bases, map21."""
-    points, faces = sphere(3)
-    x, y, z = points.T
-    radius = 1 + 0.15 * np.sin(3 * x + 1) + 0.12 * np.cos(2 * y - z) + 0.15 * np.sin(2 * z + y + x)
-    mesh = Mesh(points * np.array([1.0, 0.7, 1.5]) * radius[:, None], faces)
+    points, faces = lump
+    mesh = Mesh(points, faces)
     map21 = np.random.default_rng(6).permutation(len(points))
     other = Mesh(mesh.vertices[map21], np.argsort(map21)[faces])
     return mesh, other, basis(mesh, 60, cache=False), basis(other, 60, cache=False), map21

@@ -39,9 +39,12 @@ class Source:
     text: str
 
 
-def source_of(source: str, split: str | None = None, progress: bool = True) -> Source:
+def source_of(
+    source: str, split: str | None = None, progress: bool = True, properties: Iterable[str] = ()
+) -> Source:
     """The graphs that ``source`` names: those of ``split`` where it has splits, else all.
 
+    ``properties`` of a table of molecules become properties of the molecules.
     Raises `UserError` for a name that is neither a source nor a file, and for a damaged file.
     """
     from driftworks.data import graphs as sets
@@ -49,7 +52,7 @@ def source_of(source: str, split: str | None = None, progress: bool = True) -> S
     if source in sets.FAMILIES:
         return _family(source, split)
     if source in ("qm9", "ccd"):
-        return _table(source, split, progress)
+        return _table(source, split, progress, properties)
     file, _, name = source.rpartition(":")
     if file and name and not Path(source).exists():
         if not Path(file).exists():
@@ -67,9 +70,9 @@ def source_of(source: str, split: str | None = None, progress: bool = True) -> S
             raise UserError(f"{path} holds several sets of graphs; choose one of {choices}")
         if held:
             return _stored(source, held[0], path, split)
-        return _table(source, split, progress)
+        return _table(source, split, progress, properties)
     if path.is_dir() and not any(path.glob("*.graphml")):
-        return _table(source, split, progress)
+        return _table(source, split, progress, properties)
 
     from driftworks.graphgen import files
 
@@ -121,7 +124,9 @@ def _stored(source: str, name: str, path: Path, split: str | None) -> Source:
     return Source(chosen, False, f"the {split} split of {source}" if named else source)
 
 
-def _table(source: str, split: str | None, progress: bool) -> Source:
+def _table(
+    source: str, split: str | None, progress: bool, properties: Iterable[str]
+) -> Source:
     from rdkit import Chem, rdBase
 
     from driftworks.commands.data import molecules
@@ -134,8 +139,8 @@ def _table(source: str, split: str | None, progress: bool) -> Source:
     with rdBase.BlockLogs():
         read = partial(Chem.MolFromSmiles, sanitize=False)
         mols = [read(text) if text else None for text in chosen.smiles]
-    for name, values in chosen.properties.items():
-        for mol, value in zip(mols, values.tolist(), strict=True):
+    for name in chosen.properties.keys() & set(properties):
+        for mol, value in zip(mols, chosen.properties[name].tolist(), strict=True):
             if mol is not None:
                 mol.SetDoubleProp(name, value)
     return Source(mols, True, f"the {split} split of {source}" if named else source)

@@ -188,7 +188,8 @@ def graphgen(
     from driftworks.commands.graphs import declared, source_of
     from driftworks.graphgen.fitting import fit
 
-    source = source_of(data, "train", progress=not quiet)
+    asked = [*(prop or []), *([label] if label else [])]
+    source = source_of(data, "train", progress=not quiet, properties=asked)
     nodes, edges, features = node_attribute or [], edge_attribute or [], feature or []
     examples: Any
     if source.molecules:
