@@ -15,7 +15,8 @@ the last of 50 steps.
 
 Graphs are sorted into buckets of similar size; a step draws a bucket in proportion to its graphs
 and as many graphs as fit ``pairs`` matrix entries, all from keys of (seed, step). Order of nodes
-does not matter: the network does not see it.
+does not matter: the network does not see it. A discrete flow learns from noisy graphs in rare
+numbers of pieces more often than they come (`rare`).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from driftworks.core.watch import Watch
 from driftworks.errors import UserError
 from driftworks.graphgen.network import NetConfig, build
 from driftworks.graphgen.process import GraphModel, encode, graph_process, standardised
+from driftworks.graphgen.rare import POOL, choose
 from driftworks.graphgen.sample import STEPS, time_of
 
 if TYPE_CHECKING:
@@ -115,7 +117,10 @@ def describe(graphs: Graphs, **sizes: Any) -> NetConfig:
 
 
 class Batches:
-    """``batches(step)`` is the batch of that step: (data, mask, condition, keys)."""
+    """``batches(step)``: what to choose that step's batch from: (data, mask, condition, keys).
+
+    `rare.POOL` candidates for each place in the batch of a discrete flow, else one.
+    """
 
     def __init__(
         self, graphs: Graphs, config: TrainConfig, device: torch.device,
@@ -147,6 +152,7 @@ class Batches:
         bucket = self.buckets[which]
         n = int(self.counts[bucket].max())
         size = max(1, min(config.batch, config.pairs // (n * n)))
+        size *= POOL if config.net.system == "flow" else 1
         chosen = (draw.uniform("rows", 0, (size,), torch.float64)[0] * len(bucket)).long()
         rows = bucket[chosen]
         keys = Keys.for_samples(config.seed, torch.arange(size) + step * (1 << 20))
@@ -301,9 +307,14 @@ def train(
             data, mask, cond, keys = batches(run.step)
             bridge, counts = _bridge(process, config.net, data, mask, keys)
             assert isinstance(bridge.x_t, dict)
+            x_t, t = bridge.x_t, bridge.t
+            if config.net.system == "flow":
+                rows = choose(x_t["edges"], mask, keys.uniform("rare", 0))
+                mask, t, counts, keys = mask[rows], t[rows], counts[rows], keys[rows]
+                x_t, data, cond = ({k: v[rows] for k, v in d.items()} for d in (x_t, data, cond))
             with torch.autocast(device.type, torch.bfloat16, config.precision == "bfloat16"):
                 dropout = (config.dropout, keys) if config.dropout > 0 else None
-                answer = model.logits(bridge.x_t, bridge.t, mask, cond, dropout)
+                answer = model.logits(x_t, t, mask, cond, dropout)
             loss, parts = endpoint_loss(answer, data, mask, config, counts)
             run.update(loss)
             view.stepped(parts)
