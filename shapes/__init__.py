@@ -1,12 +1,15 @@
-"""shapes: geometry, spectra and functional maps of meshes and point clouds; creatures to train on.
+"""shapes: which point of one shape is which point of another, found without training on the pair.
 
     from driftworks import shapes
-    a = shapes.read("cat0.off").normalised()             # repaired, with notes of what was
-    b = shapes.basis(a, 100)                             # Laplacian eigenfunctions, cached
-    c = shapes.fmaps.fit(descriptors_a, descriptors_b, penalties, 1.0)
-    c, vertices = shapes.zoomout.zoomout(c, basis_a, basis_b, k=200)
+    a, b = shapes.read("cat0.off"), shapes.read("wolf1.off")   # repaired, with notes of what was
+    m = shapes.match(a, b, seed=0)       # vertex maps both ways, functional map, confidence, score
+    m.render("match.png"), m.transfer(landmarks), m.save("match.npz")
+    print(shapes.evaluate(m, truth))     # geodesic error, where the truth is known
 
-Matching by one call is not built yet.
+Underneath: meshes and point clouds (`read`, `write`, `clean`), geodesics (`distances`), spectra
+(`basis`), descriptors (`hks`, `wks`), functional maps (`fmaps`), refinement (`zoomout`, `refine`),
+priors on functional maps (`prior`, `load`) and procedural creatures to train them on (`creatures`,
+`maps`).
 """
 
 from __future__ import annotations
@@ -21,16 +24,36 @@ if not __name__.startswith("driftworks."):
 
 _HOMES = {
     "Basis": "spectrum",
+    "Hypothesis": "result",
+    "Maps": "maps",
+    "Match": "result",
     "Mesh": "mesh",
+    "Report": "evaluation",
+    "Summary": "evaluation",
+    "SurfacePoints": "transfer",
+    "available": "zoo",
     "basis": "spectrum",
-    "clean": "mesh",
+    "clean": "repair",
+    "complete": "refinement",
     "distances": "geodesics",
+    "evaluate": "evaluation",
     "hks": "descriptors",
+    "load": "zoo",
+    "match": "matching",
+    "match_collection": "matching",
+    "match_folder": "batch",
+    "mesh_picture": "render",
+    "page": "viewer",
+    "picture": "render",
+    "posterior_penalty": "prior",
     "read": "files",
+    "refine": "refinement",
+    "sample_maps": "refinement",
+    "summarise": "evaluation",
     "wks": "descriptors",
     "write": "files",
 }
-_MODULES = ("creatures", "fmaps", "zoomout")
+_MODULES = ("creatures", "fmaps", "maps", "prior", "train", "transfer", "zoomout")
 
 __all__ = [*_HOMES, *_MODULES]  # noqa: PLE0604
 

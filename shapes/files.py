@@ -2,7 +2,7 @@ r"""Meshes and point clouds from and to files: OFF, OBJ, PLY, STL, and XYZ for c
 
 Ground truth, landmarks and maps refer to vertices by their number in the file, so a reader may
 neither drop, reorder nor duplicate them. trimesh reads and writes STL here, which has no vertices
-to lose: each triangle brings its own three, and `mesh.clean` merges them. The other formats are
+to lose: each triangle brings its own three, and `repair.clean` merges them. The other formats are
 read here, because trimesh 5 (with ``process=False`` too) drops the unused vertices of an OBJ and
 splits those at seams of textures, takes a truncated OFF or ASCII PLY for a smaller mesh, and does
 not read a binary PLY of triangles and quads, which is what Blender writes.
@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 
 from driftworks.core.checkpoint import write_atomically
 from driftworks.errors import UserError
-from driftworks.shapes.mesh import VERTEX_LIMIT, Mesh, clean
+from driftworks.shapes.mesh import Mesh
+from driftworks.shapes.repair import VERTEX_LIMIT, clean
 
 __all__ = ["FORMATS", "read", "write"]
 
@@ -47,10 +48,10 @@ class _Malformed(Exception):
 
 
 def read(path: Path | str) -> Mesh:
-    """The mesh or point cloud in a file, repaired by `mesh.clean` and named after the file.
+    """The mesh or point cloud in a file, repaired by `repair.clean` and named after the file.
 
     Raises `UserError` for a file that is missing, empty, truncated, of another type or with several
-    meshes, and for meshes that `mesh.clean` refuses.
+    meshes, and for meshes that `repair.clean` refuses.
     """
     path = Path(path)
     reader = _READERS[_kind(path)]

@@ -18,7 +18,17 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from driftworks import __version__
-from driftworks.commands import campaign, data, doctor, evaluate, models, sample, train
+from driftworks.commands import (
+    campaign,
+    data,
+    distill,
+    doctor,
+    evaluate,
+    match,
+    models,
+    sample,
+    train,
+)
 from driftworks.commands.arguments import group
 from driftworks.errors import UserError
 
@@ -38,7 +48,9 @@ app.add_typer(campaign.app, name="campaign")
 app.add_typer(sample.app, name="sample")
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(train.app, name="train")
+app.add_typer(distill.app, name="distill")
 app.add_typer(data.app, name="data")
+app.command("match")(match.match)
 app.command("models")(models.models)
 app.command("doctor")(doctor.doctor)
 

@@ -68,6 +68,7 @@ def test_every_command_of_the_plan_is_there() -> None:
         "sample molgen", "evaluate molgen", "train molgen", "train regressor", "models", "doctor",
         "data qm9", "data ccd", "data read",
         "sample graphgen", "evaluate graphgen", "train graphgen",
+        "match", "train shapes",
     }  # fmt: skip
 
 

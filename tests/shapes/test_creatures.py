@@ -13,7 +13,8 @@ from driftworks.shapes import creatures
 from driftworks.shapes.bodyplans import ALL_PLANS
 from driftworks.shapes.creatures import PLANS, Creature, correspondence, draw, family
 from driftworks.shapes.implicit import is_sphere
-from driftworks.shapes.mesh import Mesh, clean, parts
+from driftworks.shapes.mesh import Mesh, parts
+from driftworks.shapes.repair import clean
 from driftworks.shapes.skinning import Skeleton
 
 COUNT = 1500

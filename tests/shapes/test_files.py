@@ -14,7 +14,8 @@ import trimesh
 from driftworks.errors import UserError
 from driftworks.shapes import files
 from driftworks.shapes.files import read, write
-from driftworks.shapes.mesh import Mesh, clean
+from driftworks.shapes.mesh import Mesh
+from driftworks.shapes.repair import clean
 
 EXACT = (".off", ".obj", ".ply")
 CLOUDS = (".off", ".obj", ".ply", ".xyz")

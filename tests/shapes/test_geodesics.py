@@ -12,7 +12,8 @@ import pytest
 from driftworks.errors import UserError
 from driftworks.shapes import geodesics
 from driftworks.shapes.geodesics import METHODS, distances
-from driftworks.shapes.mesh import Mesh, clean
+from driftworks.shapes.mesh import Mesh
+from driftworks.shapes.repair import clean
 
 needs_exact = pytest.mark.skipif(
     importlib.util.find_spec("pygeodesic") is None, reason="pygeodesic is not installed"

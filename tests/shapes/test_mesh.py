@@ -11,8 +11,9 @@ import pytest
 import trimesh
 
 from driftworks.errors import UserError
-from driftworks.shapes import mesh as meshes
-from driftworks.shapes.mesh import Mesh, clean, parts
+from driftworks.shapes import repair
+from driftworks.shapes.mesh import Mesh, parts
+from driftworks.shapes.repair import clean
 
 
 def triangles_in_space(mesh):
@@ -462,12 +463,12 @@ def test_too_many_vertices_name_the_limit_and_the_way_out(sphere, monkeypatch):
     points, faces = sphere(2)
     with pytest.raises(UserError, match="1,600,001 vertices, the limit is 200,000; decimate"):
         clean(np.zeros((1_600_001, 3)), faces)
-    monkeypatch.setattr(meshes, "VERTEX_LIMIT", 161)
+    monkeypatch.setattr(repair, "VERTEX_LIMIT", 161)
     for given in (faces, None):
         with pytest.raises(UserError, match="162 vertices, the limit is 161"):
             clean(points, given)
     soup = points[faces].reshape(-1, 3)
-    monkeypatch.setattr(meshes, "VERTEX_LIMIT", 162)
+    monkeypatch.setattr(repair, "VERTEX_LIMIT", 162)
     assert len(clean(soup, np.arange(len(soup)).reshape(-1, 3))) == 162
 
 
