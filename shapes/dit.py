@@ -12,6 +12,8 @@ F is a DiT (Peebles & Xie 2023): a matrix is cut into patches of 5 x 5, each a t
 enters every layer through adaptive layer norms whose gates start at 0. A token's position is the
 pair of its patch row and patch column, counted from the first eigenfunction, each with an embedding
 of its own: so one network serves every size k that is a multiple of 5, and shapes of different k.
+Of other sizes it sees the largest such block at the head, if that has 30 functions or more; entries
+outside of it are answered with F = 0.
 
 Eigenvalues. Where two of them are close, their functions may have changed places in one of the
 shapes, and only the eigenvalues tell. In units of Weyl's law (4 pi to each function of a surface of
@@ -185,7 +187,7 @@ def build(config: NetConfig, seed: int = 0) -> MapNet:
 
 
 class Network:
-    """The prior of a network: D of the module's docstring, for sizes of 30 to k in steps of 5.
+    """The prior of a network: D of the module's docstring.
 
     net: F, whose configuration says the sizes
     mean, variance: (k, k) of the entries of training maps
@@ -223,25 +225,25 @@ class Network:
         values2: Tensor | None = None,
     ) -> Tensor:
         k2, k1 = check_maps(x, self.k)
-        p = self.config.patch
-        if min(k1, k2) < LEAST or k1 % p or k2 % p:
-            raise UserError(
-                f"maps of {(k2, k1)} functions; this network serves {LEAST}, {LEAST + p}, ... "
-                f"{self.k}"
-            )
+        head2, head1 = (k - k % self.config.patch for k in (k2, k1))
         given = []
         for name, values, k in (("values1", values1, k1), ("values2", values2, k2)):
             if values is None:
                 values = x.new_full((len(x), k), torch.nan)
             elif values.shape != (len(x), k):
                 raise UserError(f"{name} are {(len(x), k)}, not {tuple(values.shape)}")
-            given.append(values.to(x))
+            given.append(values.to(x)[:, : head1 if name == "values1" else head2])
         s = sigma.to(x).view(-1, 1, 1)
         mean, variance = self.mean[:k2, :k1].to(x), self.variance[:k2, :k1].to(x)
         total = variance + s.square()
         y = x - mean
-        found = self.net(y * total.rsqrt(), s.flatten().log(), *given)
-        return mean + variance / total * y + s * (variance / total).sqrt() * found
+        answer = mean + variance / total * y
+        if min(head1, head2) < LEAST:
+            return answer
+        head = (..., slice(head2), slice(head1))
+        found = self.net((y * total.rsqrt())[head], s.flatten().log(), *given)
+        answer[head] += s * (variance / total)[head].sqrt() * found
+        return answer
 
     def energy(
         self, x: Tensor, values1: Tensor | None = None, values2: Tensor | None = None

@@ -62,13 +62,6 @@ def test_a_top_level_folder_cannot_be_imported_under_its_bare_name(root: Path, n
     assert last.startswith("ImportError") and f"driftworks.{name}" in last
 
 
-@pytest.mark.parametrize("name", ["protein"])
-def test_the_reserved_packages_import_and_promise_nothing(name: str) -> None:
-    code = f"import driftworks.{name} as m; print(m.__all__, 'nothing is' in m.__doc__)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[] True"
-
-
 def test_every_direct_dependency_is_pinned_within_its_bounds(
     direct: dict[str, Requirement], pins: dict[str, Version]
 ) -> None:
