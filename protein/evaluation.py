@@ -244,7 +244,7 @@ def evaluate(
     statistics = _statistics(measures, good, passed, expected, count)
     if full is not None:
         with _timed(seconds, "ramachandran"):
-            statistics["ramachandran"] = _ramachandran(full, good)
+            statistics["ramachandran"] = _ramachandran(full, good, count)
     elif len(usable):
         notes.append("no full backbones were given: nothing is said of the Ramachandran plot")
     figures = estimate(statistics, resamples, seed)
@@ -461,8 +461,10 @@ def _spread(values: NDArray[np.float64], weight: NDArray[np.float64]) -> Statist
     return Statistic(rows, reduce, int(weight.sum()), "share", "usable", (0.0, np.inf))
 
 
-def _ramachandran(full: list[NDArray[np.float64]], good: NDArray[np.bool_]) -> Statistic:
-    outside, total = np.zeros(len(full)), np.zeros(len(full))
+def _ramachandran(
+    full: list[NDArray[np.float64]], good: NDArray[np.bool_], requested: int
+) -> Statistic:
+    outside, total = np.zeros(requested), np.zeros(requested)
     for row in np.flatnonzero(good):
         outside[row], total[row] = geometry.ramachandran(full[row])
     return ratio(outside, total, "residues")

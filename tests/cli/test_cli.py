@@ -69,6 +69,7 @@ def test_every_command_of_the_plan_is_there() -> None:
         "data qm9", "data ccd", "data read",
         "sample graphgen", "evaluate graphgen", "train graphgen",
         "match", "train shapes",
+        "sample protein", "evaluate protein", "train protein", "distill protein",
     }  # fmt: skip
 
 

@@ -11,9 +11,13 @@ import typer
 
 from driftworks.commands.arguments import group, output_file, readable
 from driftworks.commands.graphs import SOURCES, Source, source_of, undeclared
+from driftworks.commands.proteins import SOURCES as CHAINS
+from driftworks.commands.proteins import table_of
 from driftworks.errors import UserError
 
-__all__ = ["app", "graphgen", "molgen"]
+__all__ = ["app", "graphgen", "molgen", "protein"]
+
+PICTURES = (".png", ".svg", ".pdf")
 
 app = group(
     "Measure what a model produced.\n\n"
@@ -220,3 +224,130 @@ def _one_kind(source: Source) -> Source:
     if source.molecules or (batch := molecular(source.graphs)) is None:
         return source
     return Source(to_rdkit(batch), True, source.text)
+
+
+@app.command()
+def protein(
+    given: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILES_OR_FOLDER...",
+            help="Backbones: a folder that `sample` wrote, structure files, or an .npz.",
+        ),
+    ],
+    train: Annotated[
+        str | None,
+        typer.Option(
+            "--train",
+            help=f"Training chains, their training split if any, for copies: {CHAINS}.",
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference",
+            help="Real chains to compare with, their test split if any; as --train.",
+            show_default="statistics of the Protein Data Bank",
+        ),
+    ] = None,
+    requested: Annotated[
+        int | None,
+        typer.Option(
+            "--requested",
+            min=1,
+            help="How many were asked for, where fewer came: the others count as failed.",
+        ),
+    ] = None,
+    folds: Annotated[
+        int,
+        typer.Option("--folds", min=0, help="Chains compared with each other for diversity."),
+    ] = 100,
+    searched: Annotated[
+        int,
+        typer.Option("--searched", min=0, help="Chains searched for among the training chains."),
+    ] = 100,
+    bootstrap: Annotated[
+        int, typer.Option("--bootstrap", min=0, help="Resamples for the intervals.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the resampling.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--json", "--out", help="Write the figures to this .json file too."),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--picture", help=f"Draw the first 16 chains on one sheet: {', '.join(PICTURES)}."
+        ),
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--report", help="Write a report with pictures and plots to this .html file."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Are backbones protein-like, diverse and new? Every figure beside that of real chains.
+
+    Atoms that files lack are built around the C-alphas. A figure that real chains do not show is
+    flagged; without --train nothing is said of memorisation. None of this measures designability.
+
+    \b
+    Example:
+      driftworks sample protein --length 40..80 --n 100 --out designs/
+      driftworks evaluate protein designs/ --train chains.npz --json figures.json \\
+          --report report.html
+    """
+    for path, suffixes in ((out, (".json",)), (picture, PICTURES), (page, (".html",))):
+        if path is not None:
+            output_file(path, suffixes)
+    for path in given:
+        if not path.exists():
+            raise UserError(f"no file or folder {path}")
+
+    from driftworks.protein.chains import Chains
+    from driftworks.protein.evaluation import evaluate
+    from driftworks.protein.files import read_designs
+    from driftworks.protein.reference import Reference
+
+    chains, full, left_out = read_designs(given, progress=not quiet)
+    lines = [f"{len(chains)} chains of {', '.join(map(str, given))}"]
+    if left_out:
+        counts = ", ".join(f"{n} {reason}" for reason, n in sorted(left_out.items()))
+        lines.append(f"left out: {counts}")
+    known = real = None
+    if train is not None:
+        known, text = table_of(train, "train", progress=not quiet)
+        lines.append(f"training set: {text}")
+    if reference is not None:
+        real, text = table_of(reference, "test", progress=not quiet)
+        lines.append(f"reference: {text}")
+    standard = Reference.builtin() if real is None else Reference.of(Chains.from_backbones(real))
+    report = evaluate(
+        chains,
+        standard,
+        known,
+        backbones=full,
+        requested=requested,
+        folds=folds,
+        searched=searched,
+        resamples=bootstrap,
+        seed=seed,
+    )
+    print("\n".join(lines))
+    print(report)
+    if out is not None:
+        from driftworks.core.checkpoint import write_atomically
+
+        figures = json.dumps(report.to_dict(), indent=1, allow_nan=False)
+        write_atomically(out, figures.encode() + b"\n")
+    if picture is not None:
+        from driftworks.protein.picture import draw
+
+        draw(chains, picture)
+    if page is not None:
+        from driftworks.protein.report import write_report
+
+        natives = None if real is None else [real.bb(i) for i in real.rows(complete=True)]
+        write_report(
+            report, chains, page, backbones=full, natives=natives, reference=standard, lines=lines
+        )
