@@ -8,13 +8,14 @@ OUT       = runs/$(notdir $(basename $(CAMPAIGN)))
 DATA      = qm9
 PRESET    = small
 WORKERS   = 2
+PAIRS     = 60
 
 BIN   := .venv/bin
 READY := .venv/.ready
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv campaign test test-all bench bench-core bench-graphgen train-molgen train-graphgen docs lint
+.PHONY: help venv campaign test test-all bench bench-core bench-graphgen bench-protein bench-shapes train-molgen train-graphgen docs lint
 
 help:
 	@echo 'make campaign      generate molecules with a wanted dipole and gap, check them with xTB and DFT,'
@@ -24,6 +25,8 @@ help:
 	@echo 'make bench         speed of sampling and training on this machine'
 	@echo 'make bench-core    the core beside other libraries: cost of a step, quality by evaluations; two figures'
 	@echo 'make bench-graphgen  the shipped graph models against their data; DATA=FOLDER with graphs.npz MODEL=NAME'
+	@echo 'make bench-protein  teacher, students and natives side by side; DATA=folder with protein_backbones.npz MODEL=NAME'
+	@echo 'make bench-shapes  matching against ground truth, masks, costs; three figures; DATA=folder with shapes_faust.npz MODEL=NAME PAIRS=60'
 	@echo 'make train-molgen  train the molecule model (resumable); DATA=qm9|FILE PRESET=small OUT=FOLDER'
 	@echo 'make train-graphgen  train a graph model (resumable); DATA=two_communities|FILE PRESET=small OUT=FOLDER'
 	@echo 'make docs          the pages of docs/core, from the docstrings'
@@ -48,7 +51,7 @@ test-all: $(READY)
 
 bench: $(READY)
 	@echo '== benchmarks'
-	@for script in $(filter-out benchmarks/graphgen_%.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@for script in $(filter-out benchmarks/graphgen_%.py benchmarks/protein_%.py benchmarks/shapes_%.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 bench-core: $(READY)
 	@echo '== what a step of the sampling loop costs -> docs/core/overhead.png'
@@ -60,6 +63,18 @@ bench-graphgen: DATA = data
 bench-graphgen: $(READY)
 	@echo '== graph models against their data ($(DATA))'
 	@$(BIN)/python benchmarks/graphgen_table.py --data '$(DATA)' $(if $(MODEL),--model $(MODEL))
+
+bench-protein: DATA = data
+bench-protein: $(READY)
+	@echo '== protein models beside natives ($(DATA))'
+	@$(BIN)/python benchmarks/protein_table.py --data '$(DATA)' $(if $(MODEL),--model $(MODEL))
+
+bench-shapes: DATA =
+bench-shapes: $(READY)
+	@echo '== matching of shapes$(if $(DATA), ($(DATA))), $(PAIRS) pairs a set -> docs/shapes/errors.png (stop it and run it again: it continues)'
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/shapes_table.py $(if $(DATA),--data '$(DATA)') $(if $(MODEL),--model '$(MODEL)') --pairs $(PAIRS) --mask-pairs $(PAIRS) --cache runs/bench-shapes/table.jsonl --picture
+	@echo '== what matching costs, and priors against noise -> docs/shapes/cost.png, docs/shapes/noise.png'
+	@$(BIN)/python benchmarks/shapes_cost.py $(if $(MODEL),--model '$(MODEL)')
 
 train-molgen: OUT = runs/train-molgen-$(PRESET)
 train-molgen: $(READY)
