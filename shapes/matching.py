@@ -5,10 +5,11 @@ Nothing is learned about the pair beforehand and no single start is trusted:
     1. dozens of guesses are refined on 300 samples (`starts`), each within some ten milliseconds;
     2. all are measured without labels (`ranking`); of maps that are the same up to detail only the
        best stays, and of the rest the few that look best;
-    3. these are refined on 1,000 samples up to 150 functions and extended to all vertices, twice:
+    3. these are refined on 1,000 samples up to 150 functions, twice:
        the second time from the low part of the first result, and the better one is kept;
-    4. they are measured again, and the most probable one wins. Its probability is the match's
-       score; one below one half is a failure that the caller can see.
+    4. they are measured again, and the most probable one wins and is searched among all vertices
+       (`extension`). Its probability, with the others as rivals, is the match's score; one below
+       one half is a failure that the caller can see.
 
 A reflection is a map like any other to everything that is intrinsic, and one of two symmetric
 shapes is as smooth as the truth; but then, followed by the symmetry, it is a proper map that is as
@@ -23,14 +24,14 @@ true: then coordinates as given serve as one more guess.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from driftworks.errors import UserError
-from driftworks.shapes import features, fmaps, ranking, starts, zoo
+from driftworks.shapes import extension, features, fmaps, ranking, starts, zoo
 from driftworks.shapes.mesh import Mesh
 from driftworks.shapes.prior import Prior, SecondMoment
 from driftworks.shapes.ranking import Judge
@@ -65,11 +66,11 @@ _SAME = 0.06  # mean distance, in units of sqrt(area), below which two maps are 
 
 @dataclass(frozen=True, eq=False)
 class _Rated:
-    """A candidate on samples with its measures and the logarithm of its odds."""
+    """A candidate on samples with its measures and how good they look."""
 
     candidate: Candidate
     measures: dict[str, float]
-    odds: float
+    promise: float
 
     @property
     def mirrored(self) -> bool:
@@ -179,28 +180,47 @@ def prepare(a: Mesh, b: Mesh, k: int, prior: Prior | None) -> Judge:
 def extend(
     name: str, c_ab: Array, c_ba: Array, judge: Judge, k: int
 ) -> tuple[Hypothesis, BothWays]:
-    """Refine maps both ways to k functions on all samples, extend them to all vertices; judge."""
+    """Refine maps both ways to k functions on samples, extend them to all vertices; judge."""
+    return completed(_draft(name, c_ab, c_ba, judge, k), judge)
+
+
+def _draft(
+    name: str, c_ab: Array, c_ba: Array, judge: Judge, k: int
+) -> tuple[Hypothesis, BothWays]:
+    """The same with maps that are precise at samples only, see `extension`."""
     a, b = judge.a, judge.b
-    room = min(len(a.basis), len(b.basis), len(a.samples) // 3, len(b.samples) // 3)
+    s, t = len(a.samples), len(b.samples)
+    room = min(len(a.basis), len(b.basis), s // 3, t // 3)
     both = zoomout_both(
         c_ab,
         c_ba,
-        a.basis,
-        b.basis,
+        a.sampled(s),
+        b.sampled(t),
         max(*c_ab.shape, min(k, room)),
-        samples1=a.samples,
-        samples2=b.samples,
+        samples1=np.arange(s),
+        samples2=np.arange(t),
     )
-    measures = judge.measure(both.map21[b.samples], both.map12[a.samples])
+    map21, map12 = extension.drafted(both.c12, both.c21, a, b)
+    measures = judge.measure(map21[b.samples], map12[a.samples])
     hypothesis = Hypothesis(
         name,
         ranking.probability(measures),
         measures,
-        both.map21,
-        both.map12,
+        map21,
+        map12,
         measures["handedness"] > 0,
     )
-    return hypothesis, both
+    return hypothesis, BothWays(both.c12, both.c21, map21, map12)
+
+
+def completed(
+    draft: tuple[Hypothesis, BothWays], judge: Judge
+) -> tuple[Hypothesis, BothWays]:
+    """A drafted map searched among all vertices; its measures, of the samples, stay as they are."""
+    hypothesis, both = draft
+    maps = extension.everywhere(both.c12, both.c21, judge.a.basis, judge.b.basis)
+    full = replace(hypothesis, map_ba=maps[0], map_ab=maps[1])
+    return full, BothWays(both.c12, both.c21, *maps)
 
 
 def conclude(
@@ -265,7 +285,7 @@ def _match(
         found += [_rated(c, sketch) for c in _composed(found, symmetries, a, b)]
     if steps:
         assert judge.prior is not None
-        inputs = _inputs(max(found, key=lambda r: r.odds).candidate, judge)
+        inputs = _inputs(max(found, key=lambda r: r.promise).candidate, judge)
         c = features.optimise([(a, b)], [inputs], judge.prior, steps=steps, seed=seed)[0]
         found.append(_rated(starts.coarse("network", c, a, b), sketch))
     proper = (r for r in found if not r.mirrored)
@@ -273,10 +293,21 @@ def _match(
     mirrored = (r for r in found if r.mirrored)
     full += [_full(r, judge, k) for r in _distinct(mirrored, a, 1)]
 
-    def odds(item: tuple[Hypothesis, BothWays]) -> float:
-        return ranking.logit(item[0].parts) - _REFLECTED * item[0].mirrored
+    ranked = _contested(full, a, b)
+    return conclude(judge, meshes, [completed(ranked[0], judge), *ranked[1:]])
 
-    return conclude(judge, meshes, sorted(full, key=odds, reverse=True))
+
+def _contested(
+    full: list[tuple[Hypothesis, BothWays]], a: Surface, b: Surface
+) -> list[tuple[Hypothesis, BothWays]]:
+    """Finalists with their chances against each other, the best first."""
+    logits = np.array([ranking.logit(h.parts) - _REFLECTED * h.mirrored for h, _ in full])
+    places = np.stack([a.mesh.vertices[h.map_ba[b.samples]] for h, _ in full])
+    apart = np.linalg.norm(places[:, None] - places[None], axis=3).mean(2)
+    chances = ranking.contest(logits, apart < _SAME)
+    return [
+        (replace(full[i][0], score=float(chances[i])), full[i][1]) for i in np.argsort(-logits)
+    ]
 
 
 def _guesses(
@@ -303,7 +334,7 @@ def _guesses(
 
 def _rated(candidate: Candidate, judge: Judge) -> _Rated:
     measures = judge.measure(*candidate.vertices(judge.a, judge.b))
-    return _Rated(candidate, measures, ranking.logit(measures))
+    return _Rated(candidate, measures, ranking.promise(measures))
 
 
 def _reflection(surface: Surface) -> _Rated | None:
@@ -313,7 +344,7 @@ def _reflection(surface: Surface) -> _Rated | None:
     if not surface.mesh.is_cloud:
         guesses = [(f"{k}", starts.waves(surface, surface, k, -1.0)) for k in (20, 40)]
     rated = [_rated(starts.coarse(name, c, surface, surface), judge) for name, c in guesses]
-    return max((r for r in rated if r.mirrored), key=lambda r: r.odds, default=None)
+    return max((r for r in rated if r.mirrored), key=lambda r: r.promise, default=None)
 
 
 def _composed(
@@ -344,7 +375,7 @@ def _inputs(candidate: Candidate, judge: Judge) -> tuple[Array, Array]:
 def _distinct(rated: Iterable[_Rated], a: Surface, count: int) -> list[_Rated]:
     """The best candidates that are not almost the same map."""
     kept: list[_Rated] = []
-    for one in sorted(rated, key=lambda r: -r.odds):
+    for one in sorted(rated, key=lambda r: -r.promise):
         place = a.mesh.vertices[a.samples[one.candidate.at_a]]
         others = (a.mesh.vertices[a.samples[r.candidate.at_a]] for r in kept)
         if all(np.linalg.norm(place - other, axis=1).mean() > _SAME for other in others):
@@ -367,9 +398,9 @@ def _full(rated: _Rated, judge: Judge, k: int) -> tuple[Hypothesis, BothWays]:
     at_a, at_b = candidate.vertices(a, b)
     c_ab = fmaps.from_samples(at_a, b.samples[:t], first, second)
     c_ba = fmaps.from_samples(at_b, a.samples[:s], second, first)
-    once = extend(candidate.name, c_ab, c_ba, judge, k)
+    once = _draft(candidate.name, c_ab, c_ba, judge, k)
     low = min(_AGAIN, size)
-    twice = extend(
+    twice = _draft(
         candidate.name, once[1].c12[:low, :low], once[1].c21[:low, :low], judge, k
     )
     return max(once, twice, key=lambda item: ranking.logit(item[0].parts))

@@ -40,9 +40,10 @@ class Hypothesis:
     """One candidate among those that a match was chosen from.
 
     name: where it started, such as "wks" or "frame 2"
-    score: probability that the map is right, in [0, 1]
+    score: probability that the map is right and not another of these, in [0, 1]
     parts: the measurements that the score was made of, by name (`ranking.MEASURES`)
-    map_ba, map_ab: (len(b),), (len(a),) vertex maps
+    map_ba, map_ab: (len(b),), (len(a),) vertex maps; of hypotheses that `match` did not choose they
+        are precise at its samples and go to samples from elsewhere
     mirrored: whether it turns surfaces inside out, as a reflection does
     """
 

@@ -7,7 +7,16 @@ import pytest
 
 from driftworks.shapes.mesh import Mesh
 from driftworks.shapes.prior import SecondMoment
-from driftworks.shapes.ranking import MEASURES, Judge, bending, local_trust, logit, probability
+from driftworks.shapes.ranking import (
+    MEASURES,
+    Judge,
+    bending,
+    contest,
+    local_trust,
+    logit,
+    probability,
+    promise,
+)
 from driftworks.shapes.surface import Surface
 
 
@@ -39,6 +48,7 @@ def test_the_identity_has_no_distortion_and_bends_nothing(pair, judge):
     # the heat method's distances are not exactly symmetric: about 1 % of the diameter
     assert found["distortion"] < 0.015 and found["tear"] < 0.05
     assert found["handedness"] < -0.9
+    assert found["worst"] < 1e-3 and found["inverted"] == 0 and found["curvature"] < 1e-3
     assert found["gaps"] < 1e-3
     assert found["prior"] < 0
 
@@ -75,7 +85,7 @@ def test_a_worse_map_has_worse_measures_and_lower_odds(pair, judge, rng):
         found = judge.measure(*noisy)
         for name in ("distortion", "bending", "descriptors", "cycle", "orthogonality"):
             assert found[name] > last[name], (name, part)
-        assert logit(found) < logit(last)
+        assert logit(found) < logit(last) and promise(found) < promise(last)
         last = found
     assert probability(last) < 0.05
 
@@ -91,3 +101,35 @@ def test_confidence_is_low_where_the_map_is_wrong_and_scaled_by_the_score(pair, 
     assert ((trust >= 0) & (trust <= 0.8)).all()
     inside, outside = x > np.quantile(x, 0.8), x < np.quantile(x, 0.5)
     assert trust[inside].mean() < 0.5 * trust[outside].mean()
+
+
+def test_the_curvature_of_a_sphere_is_one_over_its_radius(sphere):
+    """Smoothing multiplies it by exp(-lambda t), lambda = 8 pi of the functions x, y and z."""
+    ball = Surface.of(Mesh(*sphere(3)), 60, 100)
+    expected = np.sqrt(4 * np.pi) * np.exp(-8 * np.pi * np.array([1 / 600, 1 / 200, 1 / 60]))
+    assert np.allclose(ball.curvatures, expected, rtol=0.02)
+    inside_out = Mesh(ball.mesh.vertices, ball.mesh.faces[:, ::-1])
+    assert np.allclose(Surface.of(inside_out, 60, 100).curvatures, -expected, rtol=0.02)
+
+
+def test_a_map_of_front_to_back_has_another_curvature_and_not_another_hand(ellipsoid):
+    """A body with a bump in front, turned half around its axis: rigid but for the bump."""
+    points, faces = ellipsoid(3, (1.0, 1.0, 2.0))
+    bump = 0.3 * np.exp(-8 * np.square(points - [1, 0, 0.3]).sum(1))
+    body = Surface.of(Mesh(points * (1 + bump[:, None]), faces), 60, 300, anchors=100)
+    turned = np.square(points[:, None] - (points * [-1, -1, 1])[None]).sum(2).argmin(1)
+    right = Judge(body, body).measure(body.samples, body.samples)
+    wrong = Judge(body, body).measure(turned[body.samples], turned[body.samples])
+    assert right["handedness"] < 0 and wrong["handedness"] < 0
+    assert right["curvature"] < 1e-6 and wrong["curvature"] > 0.1
+    assert logit(wrong) < logit(right) - 2
+
+
+def test_rivals_share_what_is_certain_and_copies_do_not():
+    logits = np.log(np.array([9.0, 9.0, 1.0]))
+    alone = np.eye(3, dtype=bool)
+    assert np.allclose(contest(logits, alone), np.array([9, 9, 1]) / 20)
+    copies = alone.copy()
+    copies[0, 1] = copies[1, 0] = True
+    assert np.allclose(contest(logits, copies), [9 / 11, 9 / 11, 1 / 20])
+    assert contest(np.array([900.0, -900.0]), np.eye(2, dtype=bool)) == pytest.approx([1, 0])
