@@ -374,8 +374,8 @@ def random_table(seed, shapes):
     """Five rows that use every field; coefficients are numbers or, in turn, of the given shapes."""
     generator = random.Random(seed)
 
-    def weight():
-        shape = generator.choice([None, *shapes])
+    def weight(*shape):
+        (shape,) = shape or (generator.choice([None, *shapes]),)
         number = generator.uniform(-0.8, 0.8)
         if shape is None:
             return number
@@ -385,7 +385,10 @@ def random_table(seed, shapes):
     rows = range(5)
     a = tuple(tuple(weight() for _ in range(min(k + 1, 3))) for k in rows)
     b = tuple(tuple(weight() for _ in range(min(k + 1, generator.choice([1, 2, 4])))) for k in rows)
-    c, times = tuple(weight() for _ in rows), (0.1, 0.3, 0.3, 0.6, 0.8)
+    # every shape is there at least once: together they tell the shape of an entry
+    others = [generator.choice([None, *shapes]) for _ in rows]
+    c = tuple(weight(shape) for shape in [*shapes, *others][:5])
+    times = (0.1, 0.3, 0.3, 0.6, 0.8)
     d = (0.0, *[generator.uniform(-0.8, 0.8) for _ in range(4)])
     return Table("random", 0, times, (0.3, 0.3, 0.6, 0.8, 0.9), a, b, c, d)
 
