@@ -101,7 +101,8 @@ def match(
 
     seed: of what is drawn at random, which is the network's start alone
     k: functions of the final map, fewer where a shape has few vertices
-    prior: of |C|; it takes part in the ranking and guides the network. None for `default_prior`
+    prior: of |C|; it guides the network, and its energy is told of every hypothesis but does not
+        weigh in the score (`ranking`). None for `default_prior`
     hypotheses: families of guesses, some of `HYPOTHESES`
     finalists: maps that are refined in full
     optimise: steps of a network trained on this pair, which gives one more guess (`features`);
@@ -276,18 +277,16 @@ def _match(
     more: list[tuple[str, Array]],
 ) -> Match:
     a, b = judge.a, judge.b
-    sketch = Judge(a, b)
-    sketch.__dict__["signatures"] = judge.signatures
     wanted = [*_guesses(a, b, families, given), *more]
-    found = [_rated(starts.coarse(name, c, a, b), sketch) for name, c in wanted]
+    found = [_rated(starts.coarse(name, c, a, b), judge) for name, c in wanted]
     symmetries = [_reflection(surface) for surface in (a, b)]
     if "composed" in families:
-        found += [_rated(c, sketch) for c in _composed(found, symmetries, a, b)]
+        found += [_rated(c, judge) for c in _composed(found, symmetries, a, b)]
     if steps:
         assert judge.prior is not None
         inputs = _inputs(max(found, key=lambda r: r.promise).candidate, judge)
         c = features.optimise([(a, b)], [inputs], judge.prior, steps=steps, seed=seed)[0]
-        found.append(_rated(starts.coarse("network", c, a, b), sketch))
+        found.append(_rated(starts.coarse("network", c, a, b), judge))
     proper = (r for r in found if not r.mirrored)
     full = [_full(r, judge, k) for r in _distinct(proper, a, finalists)]
     mirrored = (r for r in found if r.mirrored)
@@ -333,7 +332,7 @@ def _guesses(
 
 
 def _rated(candidate: Candidate, judge: Judge) -> _Rated:
-    measures = judge.measure(*candidate.vertices(judge.a, judge.b))
+    measures = judge.glance(*candidate.vertices(judge.a, judge.b))
     return _Rated(candidate, measures, ranking.promise(measures))
 
 

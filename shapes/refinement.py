@@ -106,7 +106,7 @@ def complete(
         candidate = starts.coarse(name, c, first, second)
         at_a, at_b = candidate.vertices(first, second)
         miss = reach[np.arange(len(known_a)), at_a[nearest]].mean()
-        odds = ranking.promise(judge.measure(at_a, at_b)) - _STRAY * float(miss)
+        odds = ranking.promise(judge.glance(at_a, at_b)) - _STRAY * float(miss)
         rated.append((odds, candidate))
     rated.sort(key=lambda item: -item[0])
     full = []
