@@ -25,7 +25,6 @@ import numpy as np
 from driftworks.campaign import figures
 from driftworks.campaign.spec import Campaign
 from driftworks.campaign.store import Measurement, Store, Structure
-from driftworks.errors import UserError
 
 __all__ = ["report"]
 
@@ -42,24 +41,16 @@ def report(folder: str | Path, *, store: Store | None = None) -> Path:
     or the files cannot be written.
     """
     from driftworks.campaign.driver import STORE
+    from driftworks.core.checkpoint import write_file
 
     folder = Path(folder)
     if store is None:
         with Store(folder / STORE) as opened:
             return report(folder, store=opened)
     page = _Page(store)
-    _save(folder / "report.png", page.picture())
-    _save(folder / "report.html", page.html().encode())
+    write_file(folder / "report.png", page.picture())
+    write_file(folder / "report.html", page.html().encode())
     return folder / "report.html"
-
-
-def _save(path: Path, content: bytes) -> None:
-    from driftworks.core.checkpoint import write_atomically
-
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from driftworks.errors import UserError
 
-__all__ = ["FORMAT", "load", "save", "write_atomically"]
+__all__ = ["FORMAT", "load", "save", "write_atomically", "write_file"]
 
 FORMAT = 1
 
@@ -46,6 +46,19 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_file(path: Path, content: bytes) -> Path:
+    """`write_atomically` for a user's file, its folder made if need be; returns the path.
+
+    Raises `UserError` when the place cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
 
 
 def save(

@@ -19,7 +19,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -163,6 +163,19 @@ class Run(Generic[Net]):
         names = {id(p): name for name, p in self.net.named_parameters()}
         self.ema.copy_to([own[names[id(p)]] for p in self.parameters])
         return net.eval()
+
+    def record(self) -> dict[str, Any]:
+        """How far the run came and with what: for the metadata of the model it makes."""
+        from driftworks import __version__
+
+        return {
+            "steps": self.step,
+            "minutes": round(self.seconds / 60, 2),
+            "skipped_steps": int(self.skipped.item()),
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
+            "torch": torch.__version__,
+            "driftworks": __version__,
+        }
 
     def save(self, folder: Path) -> None:
         """Write the state into a folder of its own, then drop all but the last two."""

@@ -37,7 +37,7 @@ from xml.etree.ElementTree import ParseError
 
 import numpy as np
 
-from driftworks.core.checkpoint import write_atomically
+from driftworks.core.checkpoint import write_file
 from driftworks.data import graphs as sets
 from driftworks.errors import UserError
 from driftworks.graphgen.convert import (
@@ -146,11 +146,7 @@ def write(
         _simple(given, path)
         content, count = _ENCODE[form](given, path), len(given)
         _compare(given, content, path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    write_file(path, content)
     return count
 
 

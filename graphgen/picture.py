@@ -46,7 +46,7 @@ def draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from driftworks.core.checkpoint import write_atomically
+    from driftworks.core.checkpoint import write_file
 
     path, shown = Path(path), list(graphs[:MOST])
     if path.suffix.lower() not in SUFFIXES:
@@ -72,12 +72,7 @@ def draw(
     dated = {"svg": "Date", "pdf": "CreationDate"}.get(kind)
     with rc_context({"svg.hashsalt": "driftworks"}):
         figure.savefig(out, format=kind, dpi=120, metadata={dated: None} if dated else None)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, out.getvalue())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    return path
+    return write_file(path, out.getvalue())
 
 
 def palette_of(

@@ -245,21 +245,11 @@ def facts_of(graphs: Graphs, source: str) -> dict[str, Any]:
 
 def export(run: Run[Any], config: Recipe, folder: Path, facts: dict[str, Any]) -> str:
     """Write the averaged weights in half precision as the model of ``folder``."""
-    from driftworks import __version__
-
     meta = {
         "kind": "graphgen",
         "config": config.model_dump(mode="json"),
         **{k: v for k, v in facts.items() if k != "data"},
-        "training": {
-            "steps": run.step,
-            "minutes": round(run.seconds / 60, 2),
-            "skipped_steps": int(run.skipped.item()),
-            "device": torch.cuda.get_device_name() if run.device.type == "cuda" else "cpu",
-            "torch": torch.__version__,
-            "driftworks": __version__,
-            "data": facts.get("data"),
-        },
+        "training": run.record() | {"data": facts.get("data")},
     }
     tensors = {
         k: v if "property" in k else v.half() for k, v in run.averaged().state_dict().items()

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from driftworks.core.checkpoint import write_atomically
+from driftworks.core.checkpoint import write_file
 from driftworks.errors import UserError
 from driftworks.molgen.library import ARRAYS, RESERVED, BadRecord, Library
 from driftworks.molgen.molecule import Molecules, Unconvertible
@@ -47,11 +47,7 @@ def write(library: Library, path: Path) -> Path:
     suffix = path.suffix.lower()
     if suffix not in writers:
         raise UserError(f"cannot write {path.name!r}: choose from {', '.join(SUFFIXES)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, writers[suffix](library))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    write_file(path, writers[suffix](library))
     return path
 
 

@@ -225,23 +225,12 @@ def _one_thread(_: int) -> None:
 def export(run: Run[MoleculeNet], config: TrainConfig, folder: Path, statistics: dict[str, Any],
            data: dict[str, Any]) -> str:
     """Write the averaged weights in half precision as the model of ``folder``."""
-    from driftworks import __version__
-
     net = run.averaged()
     meta = {
         "kind": "molgen",
         "config": config.model_dump(mode="json"),
         "sizes": statistics,
-        "training": {
-            "steps": run.step,
-            "molecules_seen": run.step * config.batch,
-            "minutes": round(run.seconds / 60, 2),
-            "skipped_steps": int(run.skipped.item()),
-            "device": torch.cuda.get_device_name() if run.device.type == "cuda" else "cpu",
-            "torch": torch.__version__,
-            "driftworks": __version__,
-            "data": data,
-        },
+        "training": run.record() | {"molecules_seen": run.step * config.batch, "data": data},
     }
     tensors = {
         k: v if "property" in k else v.half()  # the property scales keep their precision

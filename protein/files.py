@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from driftworks.core.checkpoint import write_atomically
+from driftworks.core.checkpoint import write_file
 from driftworks.data import backbones
 from driftworks.data.structures import structure_suffix
 from driftworks.errors import UserError
@@ -104,7 +104,7 @@ def write(
             stacklevel=2,
         )
     if fmt == "npz":
-        return [_put(folder / "designs.npz", _archive(chains, full, scores, good))]
+        return [write_file(folder / "designs.npz", _archive(chains, full, scores, good))]
     names = file_names(chains.ids, fmt)
     out = []
     for row in good:
@@ -113,7 +113,7 @@ def write(
             content = _pdb(atoms, chains.ids[row])
         else:
             content = _cif(atoms, Path(names[row]).stem, binary=fmt == "bcif")
-        out.append(_put(folder / names[row], content))
+        out.append(write_file(folder / names[row], content))
     return out
 
 
@@ -224,7 +224,7 @@ def write_record(designs: Designs, path: str | Path, files: Sequence[str] = ()) 
             "expected_error": _short(np.sqrt(np.square(errors[row, :n]).mean())) if known else None,
         })
     document = {"made": designs.provenance, "finite": sum(finite), "designs": rows}
-    return _put(Path(path), json.dumps(document, indent=1).encode() + b"\n")
+    return write_file(Path(path), json.dumps(document, indent=1).encode() + b"\n")
 
 
 def _short(x: float) -> float:
@@ -427,12 +427,3 @@ def _archive(
         confidence=np.concatenate([scores[row] for row in good]).astype(np.float32),
     )
     return packed.getvalue()
-
-
-def _put(path: Path, content: bytes) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    return path

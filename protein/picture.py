@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from driftworks.core.checkpoint import write_atomically
+from driftworks.core.checkpoint import write_file
 from driftworks.data.structures import psea
 from driftworks.errors import UserError
 from driftworks.protein.chains import Chains
@@ -74,12 +74,7 @@ def draw(
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"cannot draw to {path.name!r}: choose from {', '.join(SUFFIXES)}")
     content = sheet(chains, path.suffix.lower()[1:], columns=columns, title=title)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    return path
+    return write_file(path, content)
 
 
 def sheet(

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from driftworks.core.bootstrap import Figure
-from driftworks.core.checkpoint import write_atomically
+from driftworks.core.checkpoint import write_file
 from driftworks.errors import UserError
 from driftworks.protein import picture
 from driftworks.protein.chains import Chains
@@ -61,12 +61,7 @@ def write_report(
         report, chains, backbones=backbones, natives=natives, reference=reference, lines=lines,
         title=path.stem,
     )  # fmt: skip
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text.encode())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    return path
+    return write_file(path, text.encode())
 
 
 def page(

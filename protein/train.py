@@ -283,24 +283,13 @@ def export(
     run: Run[ChainNet], config: TrainConfig, folder: Path, data: dict[str, Any]
 ) -> str:
     """Write the averaged weights in half precision as the model of ``folder``."""
-    from driftworks import __version__
-
     meta = {
         "kind": "protein",
         "role": "teacher",
         "config": config.model_dump(mode="json"),
         "net": config.net.model_dump(mode="json"),
         "lengths": list(config.lengths),
-        "training": {
-            "steps": run.step,
-            "chains_seen": run.step * config.batch,
-            "minutes": round(run.seconds / 60, 2),
-            "skipped_steps": int(run.skipped.item()),
-            "device": torch.cuda.get_device_name() if run.device.type == "cuda" else "cpu",
-            "torch": torch.__version__,
-            "driftworks": __version__,
-            "data": data,
-        },
+        "training": run.record() | {"chains_seen": run.step * config.batch, "data": data},
     }
     tensors = {k: v.half() for k, v in run.averaged().state_dict().items()}
     return checkpoint.save(folder, tensors, meta)

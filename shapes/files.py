@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from driftworks.core.checkpoint import write_atomically
+from driftworks.core.checkpoint import write_file
 from driftworks.errors import UserError
 from driftworks.shapes.mesh import Mesh
 from driftworks.shapes.repair import VERTEX_LIMIT, clean
@@ -92,10 +92,7 @@ def write(mesh: Mesh, path: Path | str) -> None:
     if not mesh.is_cloud and kind == ".xyz":
         raise UserError("XYZ holds points only; write a mesh as .ply, .off, .obj or .stl")
     content = _WRITERS[kind](mesh)
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+    write_file(path, content)
 
 
 def _kind(path: Path) -> str:

@@ -37,7 +37,7 @@ import numpy as np
 from numpy.random.bit_generator import ISpawnableSeedSequence
 from numpy.typing import NDArray
 
-from driftworks.core.checkpoint import write_atomically
+from driftworks.core.checkpoint import write_file
 from driftworks.data.progress import progress_bar
 from driftworks.errors import UserError
 from driftworks.shapes import files
@@ -150,11 +150,7 @@ class Maps:
         # bound to Any: the stubs take the names of arrays for an option
         save: Any = np.savez
         save(content, **{name: np.asarray(getattr(self, name)) for name in _FIELDS})
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, content.getvalue())
-        except OSError as error:
-            raise UserError(f"output {path} cannot be written: {error.strerror}") from None
+        write_file(path, content.getvalue())
 
 
 def is_maps(path: Path | str) -> bool:

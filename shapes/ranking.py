@@ -150,7 +150,7 @@ class Judge:
         return self.glance(at_a, at_b) | self._functional(at_a, at_b)
 
     def glance(self, at_a: Indices, at_b: Indices) -> dict[str, float]:
-        """Those of them that need no functional map and no prior: all that guesses are sorted by."""
+        """Those of them that need no functional map and no prior: guesses are sorted by these."""
         x, y = self.tables(at_a, at_b)
         gap = np.abs(x - y)
         near_x, near_y = (np.exp(-0.5 * (d / _NEAR) ** 2) + 1e-12 for d in (x, y))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from driftworks.core.checkpoint import write_atomically
+from driftworks.core.checkpoint import write_file
 from driftworks.errors import UserError
 from driftworks.shapes.appearance import frame, frames, place_colours, scale_colours, turn
 from driftworks.shapes.mesh import Mesh
@@ -193,10 +193,7 @@ class _Sheet:
     def save(self, path: Path) -> None:
         content = io.BytesIO()
         self._image.save(content, "PNG")
-        try:
-            write_atomically(path, content.getvalue())
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+        write_file(path, content.getvalue())
 
 
 def _font(size: int, bold: bool) -> Any:

@@ -14,6 +14,7 @@ The file is a plain ``.npz`` of numbers and strings, read without pickle.
 
 from __future__ import annotations
 
+import io
 import zipfile
 from dataclasses import dataclass
 from os import PathLike
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from driftworks.core.checkpoint import write_file
 from driftworks.errors import UserError
 from driftworks.shapes.mesh import Mesh
 
@@ -136,11 +138,9 @@ class Match:
                 f"{i}.map_ba": h.map_ba,
                 f"{i}.map_ab": h.map_ab,
             }
-        try:
-            with open(Path(path), "wb") as file:  # savez would add a suffix to a bare name
-                np.savez_compressed(file, **content)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **content)
+        write_file(Path(path), packed.getvalue())
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Match:

@@ -131,20 +131,10 @@ def export(
     facts: dict[str, Any],
 ) -> str:
     """Write the averaged weights in half precision, and the closed-form priors, to ``folder``."""
-    from driftworks import __version__
-
     meta = {
         "kind": "shapes",
         "config": config.model_dump(mode="json"),
-        "training": {
-            "steps": run.step,
-            "minutes": round(run.seconds / 60, 2),
-            "skipped_steps": int(run.skipped.item()),
-            "device": torch.cuda.get_device_name() if run.device.type == "cuda" else "cpu",
-            "torch": torch.__version__,
-            "driftworks": __version__,
-            "data": facts,
-        },
+        "training": run.record() | {"data": facts},
     }
     net = {f"network.{k}": v.half() for k, v in run.averaged().state_dict().items()}
     return checkpoint.save(folder, {**net, **closed}, meta)

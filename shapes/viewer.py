@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from driftworks.core.checkpoint import write_atomically
+from driftworks.core.checkpoint import write_file
 from driftworks.errors import UserError
 from driftworks.shapes.appearance import frames, place_colours, scale_colours
 from driftworks.shapes.mesh import Mesh
@@ -67,10 +67,7 @@ def page(match: Match, path: str | PathLike[str], *, up: str | None = None) -> N
     }
     # in one pass: a name that looks like a placeholder stays a name
     text = re.sub("@TITLE@|@DATA@", lambda found: fills[found[0]], template)
-    try:
-        write_atomically(path, text.encode())
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    write_file(path, text.encode())
 
 
 def _shape(

@@ -397,7 +397,7 @@ def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "write_atomically", full)
+    monkeypatch.setattr("driftworks.core.checkpoint.write_atomically", full)
     with pytest.raises(UserError, match="No space left"):
         files.write(plain_graphs()[:1], path)
     assert path.read_bytes() == before

@@ -197,7 +197,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(chains, tmp_path, mon
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files, "write_atomically", full)
+    monkeypatch.setattr("driftworks.core.checkpoint.write_atomically", full)
     with pytest.raises(UserError, match=r"one\.pdb: No space left"):
         files.write(chains, tmp_path)
     assert paths[0].read_bytes() == before and len(list(tmp_path.iterdir())) == 2

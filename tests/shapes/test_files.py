@@ -420,9 +420,10 @@ def test_what_a_format_cannot_hold_is_refused(box, ellipsoid, tmp_path):
         write(Mesh(1e60 * box.vertices, box.faces), tmp_path / "box.stl")
     with pytest.raises(UserError, match="ending '.gltf'"):
         write(box, tmp_path / "box.gltf")
-    with pytest.raises(UserError, match="cannot be written"):
-        write(box, tmp_path / "nowhere" / "box.off")
     assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        write(box, tmp_path / "file" / "box.off")
 
 
 def test_a_write_that_fails_leaves_the_old_file(box, tmp_path, monkeypatch):
@@ -434,7 +435,7 @@ def test_a_write_that_fails_leaves_the_old_file(box, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(UserError, match="box.off cannot be written: No space left"):
+    with pytest.raises(UserError, match="cannot write .*box.off: No space left"):
         write(Mesh(2 * box.vertices, box.faces), path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["box.off"]
 

@@ -81,10 +81,10 @@ def molgen(
         )
     print(report)
     if out is not None:
-        from driftworks.core.checkpoint import write_atomically
+        from driftworks.core.checkpoint import write_file
 
         figures = json.dumps(report.to_dict(), indent=1, allow_nan=False)
-        write_atomically(out, figures.encode() + b"\n")
+        write_file(out, figures.encode() + b"\n")
 
 
 def _judge(name: str, stack: ExitStack) -> Any:
@@ -210,10 +210,10 @@ def graphgen(
     print("\n".join(lines))
     print(report)
     if out is not None:
-        from driftworks.core.checkpoint import write_atomically
+        from driftworks.core.checkpoint import write_file
 
         figures = json.dumps(report.to_dict(), indent=1, allow_nan=False)
-        write_atomically(out, figures.encode() + b"\n")
+        write_file(out, figures.encode() + b"\n")
 
 
 def _one_kind(source: Source) -> Source:
@@ -336,10 +336,10 @@ def protein(
     print("\n".join(lines))
     print(report)
     if out is not None:
-        from driftworks.core.checkpoint import write_atomically
+        from driftworks.core.checkpoint import write_file
 
         figures = json.dumps(report.to_dict(), indent=1, allow_nan=False)
-        write_atomically(out, figures.encode() + b"\n")
+        write_file(out, figures.encode() + b"\n")
     if picture is not None:
         from driftworks.protein.picture import draw
 

@@ -184,7 +184,7 @@ def _folder(
 ) -> None:
     output_folder(out)
 
-    from driftworks.core.checkpoint import write_atomically
+    from driftworks.core.checkpoint import write_file
     from driftworks.data.progress import progress_bar
     from driftworks.shapes import batch
 
@@ -199,7 +199,7 @@ def _folder(
             pictures=pictures,
             progress=lambda done, of: update(done, of),
         )
-    write_atomically(out / "results.csv", batch.table(lines).encode())
+    write_file(out / "results.csv", batch.table(lines).encode())
     done = [line for line in lines if line["status"] == "done"]
     flagged = [line for line in done if line["failed"]]
     print(f"{len(done)} of {len(lines)} pairs matched, {len(flagged)} of them flagged as failed")
@@ -215,7 +215,7 @@ def _write(found: Match, out: Path) -> None:
     if out.suffix.lower() == ".npz":
         found.save(out)
         return
-    from driftworks.core.checkpoint import write_atomically
+    from driftworks.core.checkpoint import write_file
 
     # in the numbers of the files, where repair may have merged or dropped vertices
     vertices = found.a.source_numbers[found.map_ba][found.b.origin].tolist()
@@ -225,7 +225,7 @@ def _write(found: Match, out: Path) -> None:
         trust = found.confidence_b[found.b.origin].tolist()
         rows = (f"{i},{v},{c:.4f}\n" for i, (v, c) in enumerate(zip(vertices, trust, strict=True)))
         text = "b,a,confidence\n" + "".join(rows)
-    write_atomically(out, text.encode())
+    write_file(out, text.encode())
 
 
 def _summary(found: Match, seconds: float) -> str:
