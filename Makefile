@@ -67,7 +67,9 @@ bench-graphgen: $(READY)
 bench-protein: DATA = data
 bench-protein: $(READY)
 	@echo '== protein models beside natives ($(DATA))'
-	@$(BIN)/python benchmarks/protein_table.py --data '$(DATA)' $(if $(MODEL),--model $(MODEL))
+	@$(BIN)/python benchmarks/protein_table.py --data '$(DATA)' $(if $(MODEL),--model $(MODEL)) --cache runs/bench-protein.jsonl
+	@echo '== quality against network calls -> docs/protein_steps.png (stop it and run it again: it continues)'
+	@$(BIN)/python benchmarks/protein_steps.py --data '$(DATA)' $(if $(MODEL),--model $(MODEL)) --cache runs/bench-protein.jsonl --out docs/protein_steps.png
 
 bench-shapes: DATA =
 bench-shapes: $(READY)

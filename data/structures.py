@@ -38,6 +38,8 @@ __all__ = [
     "SUFFIXES",
     "Piece",
     "Reading",
+    "letter_of",
+    "parse_atoms",
     "psea",
     "read_structure",
     "sse_class",
@@ -124,7 +126,7 @@ def read_structure(path: str | Path) -> Reading:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # biotite's remarks on guessed elements
-            atoms = _parse(raw, suffix, out)
+            atoms = parse_atoms(raw, suffix, out)
     except Exception as error:
         # Parsers raise whatever the damage leads them to; all of it means the same here.
         out.skipped[f"broken file ({type(error).__name__})"] += 1
@@ -136,8 +138,11 @@ def read_structure(path: str | Path) -> Reading:
     return out
 
 
-def _parse(raw: bytes, suffix: str, out: Reading) -> Any:
-    """The atoms of the first model with one location each."""
+def parse_atoms(raw: bytes, suffix: str, out: Reading) -> Any:
+    """The atoms of the first model of a file's content, with one location each.
+
+    ``suffix`` is one of `SUFFIXES`; what is left out is counted in ``out``. Returns an AtomArray.
+    """
     import biotite.structure as struc
 
     wanted = ["occupancy", "b_factor"]
@@ -226,7 +231,7 @@ def _piece(atoms: Any, name: str, out: Reading) -> Piece | None:
         return None
     out.repaired["residue without C-alpha"] += int((~there).sum())
     out.repaired["residue without N, C or O"] += int((there & ~finite.all(axis=1)).sum())
-    letters = [_letter(str(atoms.res_name[k])) for k in starts[:-1]]
+    letters = [letter_of(str(atoms.res_name[k])) for k in starts[:-1]]
     standard = struc.filter_canonical_amino_acids(atoms)[starts[:-1]]
     out.repaired["modified residue"] += int((there & ~standard).sum())
     bb = bb[there]
@@ -255,7 +260,7 @@ def bonded(bb: NDArray[np.float32]) -> NDArray[np.bool_]:
     return np.where(np.isfinite(peptide), peptide < PEPTIDE_BOND, steps < CA_STEP)
 
 
-def _letter(residue: str) -> str:
+def letter_of(residue: str) -> str:
     from biotite.structure.info import one_letter_code
 
     letter = one_letter_code(residue)

@@ -36,7 +36,7 @@ def fit(
     label: str | None = None,
     properties: Sequence[str] = (),
     system: str = "flow",
-    preset: str = "small",
+    preset: str = "quick",
     out: Path | str | None = None,
     resume: bool = False,
     seed: int = 0,
@@ -58,7 +58,8 @@ def fit(
             ``graph.graph``, a field of PyTorch Geometric data, a property of a molecule.
         properties: names of numbers of graphs to condition on; missing ones are allowed.
         system: "flow" for the discrete flow, "sde" for the system of SDEs.
-        preset: sizes, "small" (a laptop) or "base" (a GPU); any field of `TrainConfig` may follow.
+        preset: sizes, "small" (a laptop), "quick" (the same network in smaller and bolder steps,
+            for minutes) or "base" (a GPU); any field of `TrainConfig` may follow.
             "gdss" is the published GDSS, "gdss-community_small" and so on (`gdss.PRESETS`) its
             recipe for one data set: always a system of SDEs, trained for its published number of
             epochs when no length is given; any field of `gdss.GdssRecipe` may follow.

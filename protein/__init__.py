@@ -5,6 +5,8 @@
     designs = student.sample([48, 64, 80] * 10, steps=8, gamma=0.45, seed=3)
     print(protein.evaluate(designs, backbones=protein.full_backbones))
     protein.write(designs, "designs/", fmt="cif")        # N, CA, C, O; confidence as B-factors
+    around = student.scaffold(protein.Motif.read("target.pdb", "10-30/A12-25/20-40"), n=16)
+    near = student.vary(designs, t=0.8)                  # partial diffusion
 
 Models draw C-alphas; `full_backbones` builds the other atoms around them. No sequence is designed,
 and nothing here measures designability.
@@ -22,9 +24,10 @@ if not __name__.startswith("driftworks."):
 
 _HOMES = {
     "Chains": "chains",
-    "Designs": "zoo",
+    "Designs": "designs",
     "DistillConfig": "distill",
     "Model": "zoo",
+    "Motif": "motif",
     "Reference": "reference",
     "Report": "evaluation",
     "TrainConfig": "train",

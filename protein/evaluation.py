@@ -6,7 +6,8 @@ r"""Is a set of generated backbones protein-like, diverse and new? Every figure 
     right_handed    right-handed among helix-like dihedrals, pooled
     fragment        mean distance of seven-residue fragments to their nearest real one
     foreign         fragments farther than .6 from every real one, of all
-    ramachandran    residues outside the favoured regions, where full backbones are given
+    ramachandran    residues outside the favoured regions, where full backbones are given; natives'
+                    are built around their C-alphas, too
     helix, strand   mean shares (by angles that know handedness), and their spread over samples
     psea_helix, psea_strand   the same by P-SEA, the column of published tables
     size            Rg over that of natives of the same length
@@ -44,7 +45,7 @@ from numpy.typing import ArrayLike, NDArray
 from driftworks.core.bootstrap import Figure, Statistic, estimate, mean, ratio
 from driftworks.data.backbones import Backbones
 from driftworks.errors import UserError
-from driftworks.protein import descriptors, geometry, tm
+from driftworks.protein import descriptors, tm
 from driftworks.protein.chains import Chains
 from driftworks.protein.descriptors import SIZE, Moments
 from driftworks.protein.reference import Measures, Reference, measure
@@ -233,7 +234,7 @@ def evaluate(
     with _timed(seconds, "reference"):
         natives = _reference(reference)
     with _timed(seconds, "local"):
-        measures = measure(chains, natives.library)
+        measures = measure(chains, natives.library, full)
     limits = gate(natives)
     good = measures.finite & (measures.lengths >= SIZE)
     passed = good & passes(measures, limits)
@@ -242,11 +243,15 @@ def evaluate(
     expected = _expected(measures, natives, good)
 
     statistics = _statistics(measures, good, passed, expected, count)
-    if full is not None:
-        with _timed(seconds, "ramachandran"):
-            statistics["ramachandran"] = _ramachandran(full, good, count)
-    elif len(usable):
-        notes.append("no full backbones were given: nothing is said of the Ramachandran plot")
+    if full is None:
+        del statistics["ramachandran"]
+        if len(usable):
+            notes.append("no full backbones were given: nothing is said of the Ramachandran plot")
+    elif len(usable) and backbones is None and np.isfinite(natives.solved):
+        notes.append(
+            "natives' Ramachandran figure is of atoms built around C-alphas; in their solved atoms "
+            f"{natives.solved:.3f} of residues lie outside the favoured regions"
+        )
     figures = estimate(statistics, resamples, seed)
     bands: dict[str, tuple[float, float]] = {}
     values: dict[str, float] = {}
@@ -254,6 +259,8 @@ def evaluate(
         with _timed(seconds, "distribution"):
             values, bands, distance = _compare(measures[usable], natives, limits, resamples, seed)
             figures["frechet"] = distance
+        if full is None:
+            del values["ramachandran"], bands["ramachandran"]
     with _timed(seconds, "folds"):
         figures |= _folds(chains, np.flatnonzero(passed), folds, resamples, seed, notes)
     if np.isfinite(natives.folds):
@@ -438,6 +445,10 @@ def _statistics(
             padded(total), padded(np.where(good, m.fragments, 0)), "fragments", "radian"
         ),
         "foreign": ratio(padded(foreign), padded(fragments), "fragments"),
+        "ramachandran": ratio(
+            padded(np.where(good, m.unfavoured, 0)), padded(np.where(good, m.torsions, 0)),
+            "residues",
+        ),
         "helix": over(helix),
         "strand": over(strand),
         "helix_spread": _spread(padded(np.where(good, helix, 0)), padded(good)),
@@ -459,15 +470,6 @@ def _spread(values: NDArray[np.float64], weight: NDArray[np.float64]) -> Statist
         return np.sqrt(np.maximum(sums[:, 2] / n - (sums[:, 1] / n) ** 2, 0))
 
     return Statistic(rows, reduce, int(weight.sum()), "share", "usable", (0.0, np.inf))
-
-
-def _ramachandran(
-    full: list[NDArray[np.float64]], good: NDArray[np.bool_], requested: int
-) -> Statistic:
-    outside, total = np.zeros(requested), np.zeros(requested)
-    for row in np.flatnonzero(good):
-        outside[row], total[row] = geometry.ramachandran(full[row])
-    return ratio(outside, total, "residues")
 
 
 def _compare(

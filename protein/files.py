@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from biotite.structure import AtomArray, AtomArrayStack
     from mdtraj import Trajectory
 
-    from driftworks.protein.zoo import Designs
+    from driftworks.protein.designs import Designs
 
 __all__ = [
     "FORMATS",

@@ -65,6 +65,42 @@ MISTAKES = {
     "guidance without a label": (
         "sample protein --length 40 --model {teacher} --guidance 2 -q", "label"
     ),
+    "a motif without contigs": ("sample protein --motif {pdb} --model {student}", "--contigs"),
+    "contigs without a motif": ("sample protein --contigs 5/A3-9/5 --model {student}", "--motif"),
+    "a time without a start": ("sample protein --time 0.5 --length 40", "--start"),
+    "a start with a length": ("sample protein --start {npz} --length 40", "--length"),
+    "a start with a motif": (
+        "sample protein --start {npz} --motif {pdb} --contigs 5/A3-9/5", "--motif"
+    ),
+    "a start with a power": ("sample protein --start {npz} --power 2", "--power"),
+    "a time outside the way": ("sample protein --start {npz} --time 1.2 --model {student}", "1.2"),
+    "a start that is not there": ("sample protein --start no.pdb --model {student}", "no.pdb"),
+    "a start that is empty": ("sample protein --start {broken}/empty.pdb", "empty file"),
+    "a power with a motif": (
+        "sample protein --power 2 --motif {pdb} --contigs 5/A3-9/5", "--motif"
+    ),
+    "a power with a noise scale": (
+        "sample protein --power 2 --length 40 --gamma 0.4", "--gamma"
+    ),
+    "a power with a first chain": ("sample protein --power 2 --length 40 --first 3", "--first"),
+    "a power of several lengths": ("sample protein --power 2 --length 40..44", "one length"),
+    "a power of a student": ("sample protein --power 2 --length 40 --model {student}", "teachers"),
+    "a power of nothing": ("sample protein --power 0 --length 40 --model {teacher}", "power"),
+    "contigs that are wrong": (
+        "sample protein --motif {pdb} --contigs 5/A3:9/5 --model {student}", "'A3:9'"
+    ),
+    "a residue the file lacks": (
+        "sample protein --motif {pdb} --contigs 5/A3-99/5 --model {student}", "A41"
+    ),
+    "a motif file that is empty": (
+        "sample protein --motif {broken}/empty.pdb --contigs 5/A3-9/5", "empty file"
+    ),
+    "a motif longer than the design": (
+        "sample protein --motif {pdb} --contigs 5/A3-9/5 --length 6", "7 residues"
+    ),
+    "a motif in a list of lengths": (
+        "sample protein --motif {pdb} --contigs 5/A3-9/5 --length 40,44", "40,44"
+    ),
     "no data": ("train protein --out {here}/run", "--data"),
     "data that are not there": ("train protein --data no.npz --out {here}/run", "no.npz"),
     "a folder of nothing": ("train protein --data {empty} --out {here}/run -q", "no usable"),
@@ -110,7 +146,8 @@ def places(tmp_path: Path, folder: Path) -> dict[str, Path]:
     (here / "torn.npz").write_bytes(b"PK\x03\x04 no archive")
     named = {"here": "", "empty": "empty", "broken": "broken", "file": "file.txt",
              "torn": "torn.npz"}  # fmt: skip
-    made = {"npz": "designs.npz", "teacher": "teacher", "student": "student"}
+    made = {"npz": "designs.npz", "teacher": "teacher", "student": "student",
+            "pdb": "structures/chain0.cif"}  # fmt: skip
     return {k: here / v for k, v in named.items()} | {k: folder / v for k, v in made.items()}
 
 
@@ -183,6 +220,54 @@ def test_chains_are_drawn_written_recorded_and_measured(
     found = json.loads(figures.read_text())
     assert found["figures"]["nearest"]["n"] == 1 and "ramachandran" in found["figures"]
     assert "3 backbones requested" in page.read_text()
+
+
+def test_a_motif_is_held_in_the_files_and_named_in_the_record(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = folder / "structures" / "chain0.cif"
+    options = ("--motif", str(source), "--contigs", "5-20/A12-25/15-30", "--length", "40..44")
+    assert draw(folder, tmp_path, *options, "--n", "3", "--steps", "2", "--seed", "4") == 0
+    printed = capsys.readouterr().out
+    assert "each holds 14 residues of chain0.cif" in printed and "3 of 3 chains" in printed
+    record = json.loads((tmp_path / "student-4-0.json").read_text())
+    told = record["made"]["motif"]
+    assert told["residues"].split() == [f"A{k}" for k in range(12, 26)]
+    native = files.read(source).ca(0)[11:25]
+    for row in record["designs"]:
+        before, held, behind = told["designs"][row["id"]].split("/")
+        assert held == "A12-25" and int(before) + 14 + int(behind) == row["residues"]
+        assert 40 <= row["residues"] <= 44
+        found = files.read(tmp_path / row["file"]).ca(0)[int(before) : int(before) + 14]
+        assert np.abs(found - native).max() < 2e-3
+
+
+def test_chains_of_a_folder_are_varied_and_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "from").mkdir()
+    for name in ("chain0", "chain3"):
+        path = folder / "structures" / f"{name}.cif"
+        (tmp_path / "from" / path.name).write_bytes(path.read_bytes())
+    options = ("--start", str(tmp_path / "from"), "--time", "0.95", "--n", "2")
+    assert draw(folder, tmp_path / "near", *options) == 0
+    assert "each from one of 2 chains" in (printed := capsys.readouterr().out)
+    assert "4 of 4 chains, 1 network calls each" in printed
+    record = json.loads((tmp_path / "near" / "student-0-0.json").read_text())
+    starts = list(record["made"]["starts"].values())
+    assert [name.split("_")[0] for name in starts] == ["chain0", "chain0", "chain3", "chain3"]
+    assert [row["residues"] for row in record["designs"]] == [40, 40, 43, 43]
+
+
+def test_particles_say_that_they_are_not_independent(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--length", "40", "--power", "1.05", "--n", "6", "--steps", "12")
+    assert draw(folder, tmp_path, *options, "--format", "npz", model="teacher") == 0
+    assert "not independent: effective number" in capsys.readouterr().out
+    made = json.loads((tmp_path / "teacher-0-0.json").read_text())["made"]
+    assert made["independent"] is False and made["power"] == 1.05
+    assert set(made["particles"]) == {"effective", "ancestors", "distinct", "resamplings"}
 
 
 def test_chains_that_did_not_come_count_as_failed(

@@ -162,11 +162,20 @@ def test_the_critic_is_reset_and_labels_are_asked_for(teacher):
     assert {0, 1, 2, 3, 4} >= set(asked) and asked.count(4) in range(4, 21)
 
 
-MODES, LENGTH = 5, 16
+LENGTH, WIDTH = 16, 0.05
+SHARES = torch.tensor([0.1, 0.15, 0.2, 0.25, 0.3])
 
 
 class Toy(nn.Module):
-    """A plain perceptron around the best linear guess: E[x_1 | x_t] of chains (B, 16, 3)."""
+    """E[x_1 | x_t] of chains (B, 16, 3) near some modes: a perceptron says which.
+
+    For modes m_k of standard deviation w and v = t^2 w^2 + (1 - t)^2 it is
+
+        (t w^2 x_t + (1 - t)^2 sum_k r_k(x_t) m_k) / v,
+
+    and the sum is what the perceptron learns. The factor matters: scaled by (1 - t) alone, as for
+    one wide Gaussian, the late steps of a student cannot move a chain that lies between two modes.
+    """
 
     def __init__(self, size=0.6, width=192):
         super().__init__()
@@ -181,80 +190,89 @@ class Toy(nn.Module):
         scale = (b.square() * self.size**2 + s.square()).sqrt()
         level = torch.log((s + 0.01) / (b + 0.01)).view(-1, 1) * torch.arange(1, 9) * 0.25
         known = torch.cat(((x / scale).flatten(1), level.sin(), level.cos()), 1)
-        linear = b * self.size**2 / scale.square() * x
-        return linear + s * self.size / scale * self.layers(known).view(x.shape)
+        modes = self.size * self.layers(known).view(x.shape)
+        v = b.square() * WIDTH**2 + s.square()
+        return (b * WIDTH**2 * x + s.square() * modes) / v
 
 
 def modes_of_a_toy():
     g = torch.Generator().manual_seed(12)
-    steps = torch.randn(MODES, LENGTH, 3, generator=g)
+    steps = torch.randn(len(SHARES), LENGTH, 3, generator=g)
     means = 0.22 * steps.cumsum(1)
     return (means - means.mean(1, keepdim=True)).double()
+
+
+def imitation(oracle, process, seed):
+    """A perceptron that has learned the teacher's denoiser on the teacher's own samples."""
+    keys = Keys.for_samples(1 + 100 * seed, range(2000))
+    pool = sample(oracle, process, keys, (LENGTH, 3), grid=grids.log(40)).x
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = Toy()
+    optimiser = torch.optim.Adam(net.parameters(), 2e-3)
+    for step in range(1000):
+        for group in optimiser.param_groups:
+            group["lr"] = 2e-3 * (1 - step / 1000) + 1e-5
+        keys = Keys.for_samples(2 + 100 * seed, range(step * 128, step * 128 + 128))
+        rows = (keys.uniform("row", 0) * len(pool)).long()
+        t = 0.98 * keys.uniform("t", 0)
+        bridge = process.bridge(pool[rows], t, keys)
+        loss = matching_loss(net(bridge.x_t, t), process, bridge, velocity_cap=100.0).total
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return net
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # wall time on a busy machine; the test holds 180 s of CPU itself
 def test_a_toy_teacher_is_distilled_in_three_minutes_to_all_modes_and_beats_its_own_four_steps():
-    """Five known modes of equal share; the teacher is their closed form, and no data are drawn.
+    """Five known modes of unequal shares; the teacher is their closed form, and no data are drawn.
 
-    The student starts from a perceptron that imitates the teacher on the teacher's own samples.
+    SiD as published, alpha = 1, from an imitation of the teacher as student and critic. The
+    distillation must mend what the imitation gets wrong in four steps, not merely keep it.
     """
-    begin = time.process_time()
+    begin, seed = time.process_time(), 0
     torch.set_num_threads(1)
     means = modes_of_a_toy()
-    shares = torch.full((MODES,), 1.0 / MODES)
-    width = 0.05
-    oracle = Mixture(shares, list(means), [width**2] * MODES).on(Path.linear())
+    oracle = Mixture(SHARES, list(means), [WIDTH**2] * len(SHARES)).on(Path.linear())
     process = chain_process()
-
-    def draw(first, count, steps):
-        keys = Keys.for_samples(1, range(first, first + count))
-        return sample(oracle, process, keys, (LENGTH, 3), grid=grids.log(steps)).x
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        start = Toy()
-    pool = draw(0, 2000, 40)
-    optimiser = torch.optim.Adam(start.parameters(), 2e-3)
-    for step in range(1500):
-        for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * (1 - step / 1500) + 1e-5
-        keys = Keys.for_samples(2, range(step * 128, step * 128 + 128))
-        rows = (keys.uniform("row", 0) * len(pool)).long()
-        t = 0.98 * keys.uniform("t", 0)
-        bridge = process.bridge(pool[rows], t, keys)
-        loss = matching_loss(start(bridge.x_t, t), process, bridge, velocity_cap=100.0).total
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+    start = imitation(oracle, process, seed)
 
     config = DistillConfig(
-        method="sim", calls=4, batch=64, steps=2000, warmup=20, constant=0.3, learning_rate=3e-4,
-        critic_rate=1e-3, critic_updates=2, ema=0.99, levels="uniform",
+        method="sid", calls=4, batch=256, steps=1500, seed=seed, warmup=20, constant=0.3,
+        learning_rate=3e-4, critic_rate=1e-3, ema=0.99, levels="uniform",
     )
+    assert config.mix == 1.0
     student, critic = copy.deepcopy(start), copy.deepcopy(start)
     run = SidRun(config, oracle, student, critic, (LENGTH, LENGTH), labels=0)
     while not run.finished():
         run.advance()
-    final = Student(run.averaged(), process, step_times(4))
 
     count = 1000
     keys = Keys.for_samples(9, range(count))
-    ours = final.sample(keys, (LENGTH, 3)).x
+    ours, undistilled = (
+        Student(net, process, step_times(4)).sample(keys, (LENGTH, 3)).x
+        for net in (run.averaged(), start)
+    )
     euler = sample(oracle, process, keys, (LENGTH, 3), grid=grids.log(4)).x
-    truth = oracle.law.sample((count, LENGTH, 3), torch.Generator().manual_seed(4)).float()
-    truth = truth - truth.mean(1, keepdim=True)
+    # each mode exactly as often as it should be: its counts add nothing to the distances
+    which = torch.repeat_interleave(torch.arange(len(SHARES)), (SHARES * count).round().long())
+    noise = torch.randn(count, LENGTH, 3, generator=torch.Generator().manual_seed(4))
+    truth = means[which].float() + WIDTH * (noise - noise.mean(1, keepdim=True))
 
-    def describe(x):
-        distance = (x.unsqueeze(1) - means.float()).square().mean((2, 3)).sqrt()
-        near, which = distance.min(1)
-        return torch.bincount(which, minlength=MODES) / len(x), near
-
-    share, near = describe(ours)
-    error, euler_error = (w2_samples(x.flatten(1), truth.flatten(1)).value for x in (ours, euler))
+    near, which = (ours.unsqueeze(1) - means.float()).square().mean((2, 3)).sqrt().min(1)
+    share = torch.bincount(which, minlength=len(SHARES)) / count
+    error, undistilled_error, euler_error = (
+        w2_samples(x.flatten(1), truth.flatten(1)).value for x in (ours, undistilled, euler)
+    )
     spent = time.process_time() - begin
     apart = torch.pdist(means.flatten(1)).min() / math.sqrt(3 * LENGTH)
-    assert float(share.min()) > 0.1 / MODES  # every mode has a tenth of its share at the least
-    assert float((near < apart / 2).float().mean()) > 0.9  # and hardly anything lies between them
-    assert error < euler_error
+    clear = float((near < apart / 2).float().mean())
+    least = float((share / SHARES).min())
+    print(f"{least=} {clear=} {error=} {undistilled_error=} {euler_error=} {spent=}")
+    assert least > 0.5  # every mode has half of its share at the least
+    assert clear > 0.95  # and hardly anything lies between them
+    assert error < 0.5 * euler_error
+    assert error < 0.75 * undistilled_error
     assert spent < 180

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from driftworks.errors import UserError
-from driftworks.protein import ideal
+from driftworks.protein import geometry, ideal
 from driftworks.protein.chains import Chains
 from driftworks.protein.descriptors import FragmentLibrary
 from driftworks.protein.evaluation import evaluate
+from driftworks.protein.reconstruct import full_backbones
 from driftworks.protein.reference import Reference, measure
 
 LENGTHS = range(80, 104)
@@ -101,6 +102,31 @@ def test_real_domains_break_no_limit(domains):
     assert not report.flags, report.flags
     assert report.realistic.value > 0.8 and report.ramachandran.value < 0.15
     assert report.right_handed.value > 0.9 and report.frechet.value < 8
+    assert any("solved atoms" in note for note in report.notes)
+    built = quick([p[:, 1] for p in full], backbones=full_backbones, folds=0)
+    low, high = built.band["ramachandran"]
+    assert low - 0.01 < built.ramachandran.value < high + 0.01
+    assert not any("solved atoms" in note for note in built.notes)
+
+
+def test_natives_ramachandran_figure_stands_beside_that_of_samples_and_tells_mirror_images(bundles):
+    mirror = [ideal.mirrored(points) for points in bundles]
+    report = quick(mirror, backbones=full_backbones, folds=0)
+    low, high = report.band["ramachandran"]
+    assert low < report.natives["ramachandran"] < high < 0.5 < report.ramachandran.value
+    assert f"{report.natives['ramachandran']:.3f}" in str(report)
+    without = quick(mirror, folds=0)
+    assert "ramachandran" not in {*without.figures, *without.natives, *without.band}
+
+
+def test_a_reference_counts_residues_in_backbones_that_are_built_around_its_chains():
+    rng = np.random.default_rng(7)
+    chains = Chains.of([ideal.noised(ideal.bundle(40 + k), 0.2, rng) for k in range(20)])
+    made = Reference.of(chains).measures
+    order = [*range(0, 20, 2), *range(1, 20, 2)]
+    counts = [geometry.ramachandran(full_backbones(chains[k : k + 1])[0]) for k in order]
+    np.testing.assert_array_equal(np.stack([made.unfavoured, made.torsions], axis=1), counts)
+    assert (made.torsions == made.lengths - 2).all() and made.unfavoured.sum() > 0
 
 
 def test_failures_stay_in_every_denominator(bundles):
@@ -197,6 +223,10 @@ def test_the_shipped_statistics_are_of_many_real_chains():
     assert m.right.sum() / m.helical.sum() == pytest.approx(0.94, abs=0.02)
     assert m.bonds_right.sum() / m.bonds.sum() > 0.99
     assert np.abs(m.column("log_rg").mean()) < 0.06
+    # one chain in eight has a gap, which costs two residues their torsions
+    assert 0.98 < m.torsions.sum() / (m.lengths - 2).sum() <= 1
+    built = m.unfavoured.sum() / m.torsions.sum()
+    assert 0.07 < built < reference.solved < 0.1  # building errs towards what is common
     assert 0.6 < reference.folds <= 1 and 0.2 < reference.pair_tm < 0.35
 
 

@@ -14,8 +14,8 @@ from driftworks.data import backbones
 from driftworks.errors import UserError
 from driftworks.protein import files, ideal
 from driftworks.protein.chains import Chains
+from driftworks.protein.designs import Designs
 from driftworks.protein.reconstruct import full_backbones
-from driftworks.protein.zoo import Designs
 
 
 @pytest.fixture

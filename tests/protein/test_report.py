@@ -33,6 +33,8 @@ def test_the_page_shows_every_figure_and_every_flag(page) -> None:
         assert re.search(rf">{name}</td><td class=\"r\">{figure.value:.3f}<", text) or (
             not np.isfinite(figure.value)
         )
+    native = found.natives["ramachandran"]
+    assert f"favoured Ramachandran regions; natives {100 * native:.1f} %" in text
     assert found.flags and all(f">{name}</td><td>" in text for name in found.flags)
     assert "4 backbones requested" in text and "1 coordinates that are not finite" in text
     assert "no training chains were given" in text and "designability" in text

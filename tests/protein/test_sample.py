@@ -16,10 +16,11 @@ from driftworks.core.laws import Gaussian, Mixture, table_law, w2
 from driftworks.core.likelihood import log_prob
 from driftworks.core.paths import Path
 from driftworks.errors import UserError
+from driftworks.protein.designs import Designs
 from driftworks.protein.network import NetConfig, build, build_jumping
 from driftworks.protein.process import chain_process
 from driftworks.protein.sample import LAST, annealed, generate, guided, low_temperature
-from driftworks.protein.zoo import Designs, load
+from driftworks.protein.zoo import load
 
 LINEAR = Path.linear()
 
@@ -232,9 +233,6 @@ def test_designs_know_what_made_them(folders):
     assert isinstance(designs, Designs)
     assert designs.provenance["network_calls"] == 3 and designs.provenance["role"] == "student"
     assert (designs.confidence[0, :12] > 0).all() and (designs.confidence[0, 12:] == 0).all()
-    assert designs.b_factors[1, 3] == pytest.approx(
-        8 * math.pi**2 / 3 * float(designs.confidence[1, 3]) ** 2, rel=1e-5
-    )
     short = designs[[0]].trimmed()
     assert short.ca.shape == (1, 12, 3) and short.confidence.shape == (1, 12)
     assert torch.equal(short.confidence[0], designs.confidence[0, :12])

@@ -11,7 +11,11 @@ import typer
 
 from driftworks.errors import UserError
 
-__all__ = ["group", "output_file", "output_folder", "parse_sizes", "parse_targets", "readable"]
+__all__ = [
+    "group", "output_file", "output_folder", "parse_sizes", "parse_targets", "readable",
+    "run_length",
+]
+
 
 def group(text: str) -> typer.Typer:
     """A group of commands that shows its help when no command is named."""
@@ -89,6 +93,20 @@ def output_folder(path: Path) -> Path:
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"output {path}: no permission to write in {nearest}")
     return path
+
+
+def run_length(
+    minutes: float | None, steps: int | None, default: float | None, what: str = "steps"
+) -> float | None:
+    """The minutes of a run whose length is given in minutes, in ``what``, or not at all.
+
+    Raises `UserError` when both are given and for minutes that are not positive.
+    """
+    if minutes is not None and steps is not None:
+        raise UserError(f"give --minutes or --{what}, not both")
+    if minutes is not None and not minutes > 0:
+        raise UserError(f"--minutes must be positive, got {minutes:g}")
+    return default if minutes is None and steps is None else minutes
 
 
 def readable(path: Path) -> Path:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from driftworks.commands.arguments import group, output_folder
+from driftworks.commands.arguments import group, output_folder, run_length
 from driftworks.errors import UserError
 
 __all__ = ["app", "protein"]
@@ -74,14 +74,9 @@ def protein(
           --minutes 120 --out runs/student --resume
       driftworks sample protein --model runs/student --length 80 --n 16 --steps 8
     """
-    if minutes is not None and updates is not None:
-        raise UserError("give --minutes or --updates, not both")
-    if minutes is not None and not minutes > 0:
-        raise UserError(f"--minutes must be positive, got {minutes:g}")
+    minutes = run_length(minutes, updates, MINUTES, "updates")
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
-    if minutes is None and updates is None:
-        minutes = MINUTES
     output_folder(out)
 
     from driftworks.core.run import pick_device

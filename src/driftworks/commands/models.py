@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from driftworks.errors import UserError
 
-__all__ = ["models", "shipped", "summary"]
+__all__ = ["described", "models", "shipped", "summary"]
+
+#: Network calls of a teacher of proteins (`protein.sample.STEPS`, whose import takes seconds).
+TEACHER_CALLS = 400
+_ROLES = {"flowmap": "flow map"}
+_METHODS = {"sid": "SiD", "sim": "SIM", "ctm": "CTM"}
 
 
 def shipped() -> dict[str, Path]:
@@ -26,6 +31,23 @@ def summary(card: str) -> str:
         if text := " ".join(" ".join(lines).split()):
             return text
     return ""
+
+
+def described(meta: dict[str, Any]) -> str:
+    """What a model is in words, from its ``model.json``: of proteins also how it is asked."""
+    kind = str(meta.get("kind", "unknown kind"))
+    if kind != "protein" or "role" not in meta:
+        return kind
+    role, method = meta["role"], meta.get("training", {}).get("method")
+    words = [f"{kind} {_ROLES.get(role, role)}" + (
+        f" by {_METHODS.get(method, method)}" if method else ""
+    )]
+    if lengths := meta.get("lengths"):
+        words.append(f"{lengths[0]}-{lengths[1]} residues")
+    calls = TEACHER_CALLS if role == "teacher" else len(meta.get("times", ()))
+    if calls:
+        words.append(f"{calls} network call{'s' if calls > 1 else ''} a chain")
+    return ", ".join(words)
 
 
 def _card(folder: Path) -> str:
@@ -56,5 +78,5 @@ def models(
     for title, folder in known.items():
         meta = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
-        print(f"{title}  ({meta.get('kind', 'unknown kind')}, {size:.1f} MiB)")
+        print(f"{title}  ({described(meta)}, {size:.1f} MiB)")
         print(f"  {summary(_card(folder)) or 'no card'}")

@@ -1,17 +1,18 @@
-"""What the commands of protein models read in the same way: tables of chains, and lengths."""
+"""What the commands of protein models read in the same way: tables of chains, lengths, and what
+of a request fits together."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from driftworks.errors import UserError
 
 if TYPE_CHECKING:
     from driftworks.data.backbones import Backbones
 
-__all__ = ["SOURCES", "lengths_of", "parse_lengths", "table_of"]
+__all__ = ["SOURCES", "check_request", "lengths_of", "parse_lengths", "span_of", "table_of"]
 
 SOURCES = "an .npz of chains, or a folder of PDB, mmCIF or BinaryCIF files"
 #: A step of the golden ratio: any few of its multiples are spread evenly over a range.
@@ -62,3 +63,44 @@ def lengths_of(
         return [low + int((k * _GOLDEN) % 1.0 * (high - low + 1)) for k in numbers]
     some = [size for size in parsed if size is not None]
     return [some[k % len(some)] for k in numbers]
+
+
+def span_of(parsed: tuple[int, ...] | tuple[int, None, int]) -> int | tuple[int, int] | None:
+    """A single length, or the least and most of a range; None for a list."""
+    if len(parsed) == 3 and parsed[1] is None:
+        return parsed[0], parsed[2]
+    return parsed[0] if len(parsed) == 1 else None
+
+
+def check_request(
+    *, length: Any, motif: Any, contigs: Any, start: Any, time: Any, power: Any, first: int,
+    gamma: float | None, guidance: float, solver: str,
+) -> None:
+    """Raises `UserError` for options of ``sample protein`` that make no sense together."""
+    if motif is not None and contigs is None:
+        raise UserError(
+            "--motif needs --contigs, which say what to hold, for instance 10-20/A12-25/15-30"
+        )
+    if contigs is not None and motif is None:
+        raise UserError(f"--contigs {contigs} need the --motif FILE whose residues they name")
+    if time is not None and start is None:
+        raise UserError(f"--time {time:g} is how much stays of the chains of --start: name them")
+    if start is not None:
+        for option, value in (("--motif", motif), ("--length", length), ("--power", power)):
+            if value is not None:
+                raise UserError(f"--start and {option} do not go together: chains are varied whole")
+    if power is not None:
+        others = {
+            "--motif": motif is not None, "--gamma": gamma is not None, "--first": first != 0,
+            "--guidance": guidance != 1.0, "--solver": solver != "sde",
+        }
+        if named := [option for option, given in others.items() if given]:
+            raise UserError(
+                f"--power and {named[0]} do not go together: particles are weighed among each "
+                "other, for one law of one length"
+            )
+    if length is None and motif is None and start is None:
+        raise UserError(
+            "nothing says what to draw: give --length 80, --motif FILE with --contigs, or --start "
+            "FILE"
+        )

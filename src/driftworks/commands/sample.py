@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -292,13 +292,59 @@ def _numbers(given: list[str]) -> dict[str, float]:
 @app.command()
 def protein(
     length: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--length",
-            help="Residues of a chain: 80; 64,96,128 in turn; or 40..80, spread over the range.",
+            help="Residues of a chain: 80; 64,96,128 in turn; or 40..80, spread over the range. "
+            "With --motif the whole design's: 80 or 70..90.",
         ),
-    ],
-    n: Annotated[int, typer.Option("--n", min=1, help="How many chains to request.")] = 16,
+    ] = None,
+    motif: Annotated[
+        Path | None,
+        typer.Option(
+            "--motif",
+            metavar="FILE",
+            help="Hold residues of this PDB, mmCIF or BinaryCIF file, named by --contigs; designs "
+            "lie where the file has them.",
+        ),
+    ] = None,
+    contigs: Annotated[
+        str | None,
+        typer.Option(
+            "--contigs",
+            help="The design from end to end: A12-25 are residues 12 to 25 of chain A of --motif, "
+            "10-20 ten to twenty free ones, as in 10-20/A12-25/15-30.",
+        ),
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--start",
+            metavar="PLACE",
+            help="Vary the chains of this file or folder: each is given noise, and finished anew, "
+            "--n times.",
+        ),
+    ] = None,
+    time: Annotated[
+        float | None,
+        typer.Option(
+            "--time",
+            help="How much of --start stays: 0.95 little noise and small changes, 0.3 hardly the "
+            "fold.",
+            show_default="0.7",
+        ),
+    ] = None,
+    power: Annotated[
+        float | None,
+        typer.Option(
+            "--power",
+            help="Draw from a teacher's law to this power, by weighed particles: above 1 likelier "
+            "and more alike. Instead of --gamma; the chains are not independent.",
+        ),
+    ] = None,
+    n: Annotated[
+        int, typer.Option("--n", min=1, help="How many chains to request; of each --start.")
+    ] = 16,
     out: Annotated[
         Path, typer.Option("--out", help="Folder to write to, a file a chain and a record.")
     ] = Path("designs"),
@@ -380,11 +426,22 @@ def protein(
       driftworks sample protein --length 80 --n 16 --steps 8 --out designs/ --format cif
       driftworks sample protein --model runs/student --length 40..80 --n 100 --gamma 0.45 \\
           --label alpha --seed 1 --out designs/ --picture designs.png
+      driftworks sample protein --motif target.pdb --contigs 10-20/A12-25/15-30 --n 32
+      driftworks sample protein --start designs/ --time 0.7 --n 4 --seed 2 --out near/
       driftworks evaluate protein designs/ --train chains.npz
     """
-    from driftworks.commands.proteins import lengths_of, parse_lengths
+    from driftworks.commands import proteins
 
-    sizes = lengths_of(parse_lengths(length), first, n)
+    proteins.check_request(
+        length=length, motif=motif, contigs=contigs, start=start, time=time, power=power,
+        first=first, gamma=gamma, guidance=guidance, solver=solver,
+    )
+    parsed = None if length is None else proteins.parse_lengths(length)
+    span = None if parsed is None else proteins.span_of(parsed)
+    if power is not None and not isinstance(span, int):
+        raise UserError(f"length {length!r}: particles of --power have one length")
+    if motif is not None and parsed is not None and span is None:
+        raise UserError(f"length {length!r}: with --motif it is a number or a range like 70..90")
     output_folder(out)
     if form not in CHAIN_FORMATS:
         raise UserError(f"unknown format {form!r}; choose one of {', '.join(CHAIN_FORMATS)}")
@@ -394,8 +451,13 @@ def protein(
         output_file(picture, PICTURES)
 
     from driftworks.protein import files
+    from driftworks.protein.chains import Chains
+    from driftworks.protein.motif import Motif
     from driftworks.protein.zoo import load
 
+    held = None if motif is None else Motif.read(motif, contigs or "", span)
+    starts = None if start is None else Chains.from_backbones(files.read(start))
+    n = n if starts is None else n * len(starts)
     chosen = load(model, device)
     record = out / f"{files.plain_name(f'{chosen.name}-{seed}-{first}')}.json"
     ids = [f"{chosen.name}-{seed}-{k}" for k in range(first, first + n)]
@@ -403,10 +465,23 @@ def protein(
     for place in (*(out / name for name in wanted), record):
         if place.exists():
             raise UserError(f"{place} is there already: give another --seed, --first or --out")
-    designs = chosen.sample(
-        sizes, steps=steps, gamma=gamma, label=label, guidance=guidance, solver=solver, seed=seed,
-        first=first, batch_size=batch_size, progress=not quiet,
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "steps": steps, "gamma": gamma, "guidance": guidance, "solver": solver, "seed": seed,
+        "first": first, "batch_size": batch_size, "progress": not quiet,
+    } | ({} if label is None else {"label": label})  # fmt: skip
+    if power is not None:
+        given: dict[str, Any] = {} if steps is None else {"steps": steps}
+        assert isinstance(span, int)
+        designs = chosen.anneal(
+            span, n, power=power, label=label, seed=seed, batch_size=batch_size, **given
+        )
+    elif held is not None:
+        designs = chosen.scaffold(held, n, **settings)
+    elif starts is not None:
+        designs = chosen.vary(starts, 0.7 if time is None else time, n // len(starts), **settings)
+    else:
+        assert parsed is not None
+        designs = chosen.sample(proteins.lengths_of(parsed, first, n), **settings)
     written = files.write(designs, out, form, residue=residue)
     files.write_record(designs, record, [path.name for path in written])
     if picture is not None:
@@ -417,6 +492,15 @@ def protein(
     good = int(designs.finite.sum())
     print(f"{good} of {n} chains, {made['network_calls']} network calls each; "
           f"{made['seconds']:.1f} s ({1e3 * made['seconds'] / n:.0f} ms a chain)")  # fmt: skip
+    if power is not None:
+        told = made["particles"]
+        print(f"particles of q^{power:g}, not independent: effective number "
+              f"{told['effective']:.1f}, distinct chains {told['distinct']}, ancestors "
+              f"{told['ancestors']}")  # fmt: skip
+    if held is not None:
+        print(f"each holds {len(held)} residues of {held.source}, where the file has them")
+    if starts is not None:
+        print(f"each from one of {len(starts)} chains of {start} at time {made['time']:.3g}")
     print(f"written to {out} ({form}), record {record.name}; model {chosen.name}")
     if picture is not None:
         print(f"picture in {picture}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from driftworks.commands.arguments import group, output_folder, parse_sizes
+from driftworks.commands.arguments import group, output_folder, parse_sizes, run_length
 from driftworks.commands.graphs import SOURCES
 from driftworks.commands.proteins import SOURCES as CHAINS
 from driftworks.errors import UserError
@@ -69,10 +69,7 @@ def molgen(
           --out runs/mine --resume
       driftworks sample molgen --model runs/mine --n 100 --out mine.sdf
     """
-    if minutes is not None and steps is not None:
-        raise UserError("give --minutes or --steps, not both")
-    if minutes is None and steps is None:
-        minutes = MINUTES
+    minutes = run_length(minutes, steps, MINUTES)
     output_folder(out)
 
     from driftworks.molgen.train import TrainConfig, train
@@ -103,7 +100,8 @@ def graphgen(
         str,
         typer.Option(
             "--preset",
-            help="Recipe: small (two CPU cores), base (one GPU), or gdss (the published system).",
+            help="Recipe: small (two CPU cores), quick (the same for minutes), base (one GPU), or "
+            "gdss (the published system).",
         ),
     ] = "small",
     minutes: Annotated[
@@ -169,12 +167,9 @@ def graphgen(
       driftworks train graphgen --data qm9 --property gap --minutes 90 --out runs/gap
       driftworks sample graphgen --model runs/mine --n 100 --out drawn.jsonl
     """
-    if minutes is not None and steps is not None:
-        raise UserError("give --minutes or --steps, not both")
-    if minutes is not None and not minutes > 0:
-        raise UserError(f"--minutes must be positive, got {minutes:g}")
-    if minutes is None and steps is None and not preset.startswith("gdss"):
-        minutes = GRAPH_MINUTES  # the gdss recipes have a length of their own
+    # the gdss recipes have a length of their own
+    own = None if preset.startswith("gdss") else GRAPH_MINUTES
+    minutes = run_length(minutes, steps, own)
     output_folder(out)
 
     from driftworks.core.run import pick_device
@@ -249,8 +244,7 @@ def regressor(
     Example:
       driftworks train regressor --data qm9 --minutes 30 --out runs/regressor
     """
-    if not minutes > 0:
-        raise UserError(f"--minutes must be positive, got {minutes:g}")
+    run_length(minutes, None, None)
     output_folder(out)
 
     from driftworks.commands.data import molecules
@@ -336,14 +330,9 @@ def shapes(
           --cache creatures.npz --out runs/maps --resume
       driftworks train shapes --data scans/ --poses 10 --out runs/scans
     """
-    if minutes is not None and steps is not None:
-        raise UserError("give --minutes or --steps, not both")
-    if minutes is not None and not minutes > 0:
-        raise UserError(f"--minutes must be positive, got {minutes:g}")
+    minutes = run_length(minutes, steps, SHAPE_MINUTES)
     if maps_only and cache is None:
         raise UserError("--maps-only needs --cache, the file to write")
-    if minutes is None and steps is None:
-        minutes = SHAPE_MINUTES
     output_folder(out)
 
     from driftworks.core.run import pick_device
@@ -428,12 +417,7 @@ def protein(
       driftworks train protein --data structures/ --lengths 40..100 --out runs/mine
       driftworks sample protein --model runs/teacher --length 64 --n 16 --out designs/
     """
-    if minutes is not None and steps is not None:
-        raise UserError("give --minutes or --steps, not both")
-    if minutes is not None and not minutes > 0:
-        raise UserError(f"--minutes must be positive, got {minutes:g}")
-    if minutes is None and steps is None:
-        minutes = PROTEIN_MINUTES
+    minutes = run_length(minutes, steps, PROTEIN_MINUTES)
     span = parse_sizes(lengths, "lengths")
     output_folder(out)
 
