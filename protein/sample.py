@@ -11,8 +11,9 @@ the plain probability flow. Times are those of `grids.log`, t_k = (1 - 10^(-2 k 
 
 Steps are those of Euler and Maruyama, with one guard: g is at most (1 - t)^2 / (2 h) in a step h,
 so that the score's pull covers at most half the way to t D. Every g being right at gamma = 1, this
-costs nothing; of 400 steps it concerns the first two, where 1 / (t + 0.01) would overshoot, and it
-keeps runs of 50 steps stable, which otherwise diverge at both ends.
+costs nothing. Of 400 steps it concerns the first two, where 1 / (t + 0.01) would overshoot, and 62
+between t = 0.969 and 0.99, where the noise left is small; and it keeps runs of 50 steps stable,
+which otherwise diverge at both ends.
 
 What the low temperature means to do, to sample q^power, `annealed` does with weights: particles
 move by the same network and are resampled (`core.weigh`, `core.particles`). It answers with the law
