@@ -324,3 +324,19 @@ def test_models_are_listed_in_words(folder, capsys, monkeypatch):
     ):
         assert words in printed
     assert models.described({"kind": "graphgen"}) == "graphgen"
+
+
+def test_the_class_that_came_is_told_beside_the_one_that_was_asked_for(
+    folder, capsys, monkeypatch, pytestconfig
+):
+    monkeypatch.syspath_prepend(str(pytestconfig.rootpath / "benchmarks"))
+    labels = importlib.import_module("protein_labels")
+    assert [labels.class_of(x) for x in (ideal.helix(40), ideal.hairpin(40))] == [0, 1]
+    given = ["protein_labels", "--model", str(folder / "sid"), "--n", "4", "--lengths", "16"]
+    monkeypatch.setattr("sys.argv", [*given, "--steps", "2"])
+    labels.main()
+    rows = capsys.readouterr().out.splitlines()[-5:]
+    assert [row.split()[0] for row in rows] == ["none", "alpha", "beta", "mixed", "few"]
+    for row in rows:
+        shares = [float(word) for word in row.replace("]", "").split()[1::4]]
+        assert sum(shares) == pytest.approx(100.0, abs=0.3)
