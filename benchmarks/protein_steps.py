@@ -32,7 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from protein_table import Store, drawn, found, frechet, in_turn, natives, score, shown, taught
+from protein_table import drawn, found, frechet, in_turn, natives, score, shown, taught
+from store import Store
 
 from driftworks import protein
 from driftworks.data import backbones

@@ -51,6 +51,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from shapes_ranking import PARTNER, auroc
+from store import Store
 
 from driftworks.errors import UserError
 from driftworks.shapes import creatures, descriptors, fmaps, matching, starts, zoo
@@ -331,30 +332,6 @@ def matched(case: Case, prior: Prior) -> dict[str, Any]:
         ],  # fmt: skip
         "confidence": [np.histogram(trust[part], edges)[0].tolist() for part in (near, ~near)],
     }
-
-
-class Store:
-    """What is measured already, by its settings; in a file where one is named."""
-
-    def __init__(self, path: Path | None):
-        self.path, self.known = path, {}
-        if path is not None and path.is_file():
-            for line in path.read_text().splitlines():
-                try:
-                    key, value = json.loads(line)
-                except ValueError:
-                    continue  # a run was cut while it wrote
-                self.known[key] = value
-
-    def get(self, key: Sequence[Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        name = " | ".join(str(part) for part in key)
-        if name not in self.known:
-            self.known[name] = make()
-            if self.path is not None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with open(self.path, "a") as file:
-                    file.write(json.dumps([name, self.known[name]]) + "\n")
-        return self.known[name]
 
 
 def fingerprint(prior: Prior) -> str:

@@ -79,12 +79,18 @@ def molgen(
         report = evaluate(
             library, reference=table, oracle=judge, bootstrap=bootstrap, progress=not quiet
         )
-    print(report)
-    if out is not None:
-        from driftworks.core.checkpoint import write_file
+    _tell(report, out)
 
-        figures = json.dumps(report.to_dict(), indent=1, allow_nan=False)
-        write_file(out, figures.encode() + b"\n")
+
+def _tell(report: Any, out: Path | None) -> None:
+    """Print a report and, where a file is named, write its figures there."""
+    print(report)
+    if out is None:
+        return
+    from driftworks.core.checkpoint import write_file
+
+    figures = json.dumps(report.to_dict(), indent=1, allow_nan=False)
+    write_file(out, figures.encode() + b"\n")
 
 
 def _judge(name: str, stack: ExitStack) -> Any:
@@ -208,12 +214,7 @@ def graphgen(
         seed=seed,
     )
     print("\n".join(lines))
-    print(report)
-    if out is not None:
-        from driftworks.core.checkpoint import write_file
-
-        figures = json.dumps(report.to_dict(), indent=1, allow_nan=False)
-        write_file(out, figures.encode() + b"\n")
+    _tell(report, out)
 
 
 def _one_kind(source: Source) -> Source:
@@ -334,12 +335,7 @@ def protein(
         seed=seed,
     )
     print("\n".join(lines))
-    print(report)
-    if out is not None:
-        from driftworks.core.checkpoint import write_file
-
-        figures = json.dumps(report.to_dict(), indent=1, allow_nan=False)
-        write_file(out, figures.encode() + b"\n")
+    _tell(report, out)
     if picture is not None:
         from driftworks.protein.picture import draw
 
