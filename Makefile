@@ -8,7 +8,8 @@ OUT       = runs/$(notdir $(basename $(CAMPAIGN)))
 DATA      = qm9
 PRESET    = small
 WORKERS   = 2
-PAIRS     = 60
+PAIRS     = 20
+MASK_PAIRS = 60
 
 BIN   := .venv/bin
 READY := .venv/.ready
@@ -26,7 +27,7 @@ help:
 	@echo 'make bench-core    the core beside other libraries: cost of a step, quality by evaluations; two figures'
 	@echo 'make bench-graphgen  the shipped graph models against their data; DATA=FOLDER with graphs.npz MODEL=NAME'
 	@echo 'make bench-protein  teacher, students and natives side by side; DATA=folder with protein_backbones.npz MODEL=NAME N=200 chains'
-	@echo 'make bench-shapes  matching against ground truth, masks, costs; three figures; DATA=folder with shapes_faust.npz MODEL=NAME PAIRS=60'
+	@echo 'make bench-shapes  matching against ground truth, masks, costs; three figures; DATA=folder with shapes_faust.npz MODEL=NAME PAIRS=20 MASK_PAIRS=60'
 	@echo 'make train-molgen  train the molecule model (resumable); DATA=qm9|FILE PRESET=small OUT=FOLDER'
 	@echo 'make train-graphgen  train a graph model (resumable); DATA=two_communities|FILE PRESET=small OUT=FOLDER'
 	@echo 'make docs          the pages of docs/core, from the docstrings'
@@ -75,7 +76,7 @@ bench-protein: $(READY)
 bench-shapes: DATA =
 bench-shapes: $(READY)
 	@echo '== matching of shapes$(if $(DATA), ($(DATA))), $(PAIRS) pairs a set -> docs/shapes/errors.png (stop it and run it again: it continues)'
-	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/shapes_table.py $(if $(DATA),--data '$(DATA)') $(if $(MODEL),--model '$(MODEL)') --pairs $(PAIRS) --mask-pairs $(PAIRS) --cache runs/bench-shapes/table.jsonl --picture
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/shapes_table.py $(if $(DATA),--data '$(DATA)') $(if $(MODEL),--model '$(MODEL)') --pairs $(PAIRS) --mask-pairs $(MASK_PAIRS) --cache runs/bench-shapes/table.jsonl --picture
 	@echo '== what matching costs, and priors against noise -> docs/shapes/cost.png, docs/shapes/noise.png'
 	@$(BIN)/python benchmarks/shapes_cost.py $(if $(MODEL),--model '$(MODEL)')
 

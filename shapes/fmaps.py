@@ -45,7 +45,7 @@ with the row problem as preconditioner solve for them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -111,11 +111,13 @@ def from_samples(points1: ArrayLike, points2: ArrayLike, basis1: Basis, basis2: 
     return cast(Array, found)
 
 
-def nearest(queries: Array, targets: Array) -> Indices:
+def nearest(
+    queries: NDArray[np.floating[Any]], targets: NDArray[np.floating[Any]]
+) -> Indices:
     """(q,) number of the nearest of (t, d) targets to each of (q, d) queries; the first of equals.
 
     Squared distances come from one matrix product a block of queries; blocks are such that they
-    take no more than `BLOCK_BYTES`, or t numbers where one row is more.
+    take no more than `BLOCK_BYTES`, or t numbers where one row is more. In the precision given.
     """
     if not len(targets):
         raise UserError("there are no targets to search")

@@ -5,11 +5,12 @@ Nothing is learned about the pair beforehand and no single start is trusted:
     1. dozens of guesses are refined on 300 samples (`starts`), each within some ten milliseconds;
     2. all are measured without labels (`ranking`); of maps that are the same up to detail only the
        best stays, and of the rest the few that look best;
-    3. these are refined on 1,000 samples up to 150 functions, twice:
-       the second time from the low part of the first result, and the better one is kept;
-    4. they are measured again, and the most probable one wins and is searched among all vertices
-       (`extension`). Its probability, with the others as rivals, is the match's score; one below
-       one half is a failure that the caller can see.
+    3. these are refined on 1,000 samples up to 150 functions, and again among all vertices from the
+       low part of the first result (`detail`); the better one is kept;
+    4. they are measured again, and the most probable one wins. Its probability, with the others as
+       rivals, is the match's score; one below one half is a failure that the caller can see;
+    5. detail of the winner is refined from several starts, the one that bends least stays, and
+       partners are sought among all vertices (`extension`).
 
 A reflection is a map like any other to everything that is intrinsic, and one of two symmetric
 shapes is as smooth as the truth; but then, followed by the symmetry, it is a proper map that is as
@@ -31,14 +32,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driftworks.errors import UserError
-from driftworks.shapes import extension, features, fmaps, ranking, starts, zoo
+from driftworks.shapes import detail, extension, features, fmaps, ranking, starts, zoo
+from driftworks.shapes.detail import SAME
 from driftworks.shapes.mesh import Mesh
 from driftworks.shapes.prior import Prior, SecondMoment
 from driftworks.shapes.ranking import Judge
 from driftworks.shapes.result import Hypothesis, Match
 from driftworks.shapes.starts import Candidate
 from driftworks.shapes.surface import Surface
-from driftworks.shapes.zoomout import BothWays, zoomout_both
+from driftworks.shapes.zoomout import BothWays
 
 __all__ = [
     "HYPOTHESES",
@@ -60,8 +62,6 @@ HYPOTHESES = ("waves", "signs", "frames", "composed")
 
 _SAMPLES = 1000
 _REFLECTED = 3.0  # by how much, in logarithms of odds, a reflection must be better to be chosen
-_AGAIN = 30  # functions that the second pass starts from
-_SAME = 0.06  # mean distance, in units of sqrt(area), below which two maps are one
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,43 +181,33 @@ def prepare(a: Mesh, b: Mesh, k: int, prior: Prior | None) -> Judge:
 def extend(
     name: str, c_ab: Array, c_ba: Array, judge: Judge, k: int
 ) -> tuple[Hypothesis, BothWays]:
-    """Refine maps both ways to k functions on samples, extend them to all vertices; judge."""
-    return completed(_draft(name, c_ab, c_ba, judge, k), judge)
+    """Refine maps both ways to k functions, extend them to all vertices; judge."""
+    maps = detail.fine(c_ab, c_ba, judge, k)
+    return completed(_hypothesis(name, _drafted(maps, judge), judge), judge)
 
 
-def _draft(
-    name: str, c_ab: Array, c_ba: Array, judge: Judge, k: int
-) -> tuple[Hypothesis, BothWays]:
-    """The same with maps that are precise at samples only, see `extension`."""
-    a, b = judge.a, judge.b
-    s, t = len(a.samples), len(b.samples)
-    room = min(len(a.basis), len(b.basis), s // 3, t // 3)
-    both = zoomout_both(
-        c_ab,
-        c_ba,
-        a.sampled(s),
-        b.sampled(t),
-        max(*c_ab.shape, min(k, room)),
-        samples1=np.arange(s),
-        samples2=np.arange(t),
-    )
-    map21, map12 = extension.drafted(both.c12, both.c21, a, b)
-    measures = judge.measure(map21[b.samples], map12[a.samples])
+def _drafted(maps: tuple[Array, Array], judge: Judge) -> BothWays:
+    return BothWays(*maps, *extension.drafted(*maps, judge.a, judge.b))
+
+
+def _hypothesis(name: str, both: BothWays, judge: Judge) -> tuple[Hypothesis, BothWays]:
+    """A drafted map measured at samples, where it is precise."""
+    measures = judge.measure(both.map21[judge.b.samples], both.map12[judge.a.samples])
     hypothesis = Hypothesis(
         name,
         ranking.probability(measures),
         measures,
-        map21,
-        map12,
+        both.map21,
+        both.map12,
         measures["handedness"] > 0,
     )
-    return hypothesis, BothWays(both.c12, both.c21, map21, map12)
+    return hypothesis, both
 
 
 def completed(
     draft: tuple[Hypothesis, BothWays], judge: Judge
 ) -> tuple[Hypothesis, BothWays]:
-    """A drafted map searched among all vertices; its measures, of the samples, stay as they are."""
+    """A drafted map searched among all vertices; its measures stay those that it was chosen by."""
     hypothesis, both = draft
     maps = extension.everywhere(both.c12, both.c21, judge.a.basis, judge.b.basis)
     full = replace(hypothesis, map_ba=maps[0], map_ab=maps[1])
@@ -293,7 +283,10 @@ def _match(
     full += [_full(r, judge, k) for r in _distinct(mirrored, a, 1)]
 
     ranked = _contested(full, a, b)
-    return conclude(judge, meshes, [completed(ranked[0], judge), *ranked[1:]])
+    best, both = ranked[0]
+    maps = detail.polished((both.c12, both.c21), judge, k, best.mirrored)
+    winner = completed((best, replace(both, c12=maps[0], c21=maps[1])), judge)
+    return conclude(judge, meshes, [winner, *ranked[1:]])
 
 
 def _contested(
@@ -303,7 +296,7 @@ def _contested(
     logits = np.array([ranking.logit(h.parts) - _REFLECTED * h.mirrored for h, _ in full])
     places = np.stack([a.mesh.vertices[h.map_ba[b.samples]] for h, _ in full])
     apart = np.linalg.norm(places[:, None] - places[None], axis=3).mean(2)
-    chances = ranking.contest(logits, apart < _SAME)
+    chances = ranking.contest(logits, apart < SAME)
     return [
         (replace(full[i][0], score=float(chances[i])), full[i][1]) for i in np.argsort(-logits)
     ]
@@ -377,7 +370,7 @@ def _distinct(rated: Iterable[_Rated], a: Surface, count: int) -> list[_Rated]:
     for one in sorted(rated, key=lambda r: -r.promise):
         place = a.mesh.vertices[a.samples[one.candidate.at_a]]
         others = (a.mesh.vertices[a.samples[r.candidate.at_a]] for r in kept)
-        if all(np.linalg.norm(place - other, axis=1).mean() > _SAME for other in others):
+        if all(np.linalg.norm(place - other, axis=1).mean() > SAME for other in others):
             kept.append(one)
         if len(kept) == count:
             break
@@ -385,10 +378,10 @@ def _distinct(rated: Iterable[_Rated], a: Surface, count: int) -> list[_Rated]:
 
 
 def _full(rated: _Rated, judge: Judge, k: int) -> tuple[Hypothesis, BothWays]:
-    """Extend a candidate from its few samples, and once more from the low part of what came out.
+    """Refine a candidate of few samples on more, and finely from the low part of what came out.
 
-    The second pass mends detail that the samples got wrong, where there is a right map nearby; the
-    one with the better odds is kept.
+    The second pass mends what the samples got wrong, where there is a right map nearby; the one
+    with the better odds is kept.
     """
     a, b, candidate = judge.a, judge.b, rated.candidate
     s, t = len(candidate.at_b), len(candidate.at_a)
@@ -397,9 +390,12 @@ def _full(rated: _Rated, judge: Judge, k: int) -> tuple[Hypothesis, BothWays]:
     at_a, at_b = candidate.vertices(a, b)
     c_ab = fmaps.from_samples(at_a, b.samples[:t], first, second)
     c_ba = fmaps.from_samples(at_b, a.samples[:s], second, first)
-    once = _draft(candidate.name, c_ab, c_ba, judge, k)
-    low = min(_AGAIN, size)
-    twice = _draft(
-        candidate.name, once[1].c12[:low, :low], once[1].c21[:low, :low], judge, k
+    swift = detail.swift(c_ab, c_ba, judge, k)
+    low = min(detail.LOW, size)
+    fine = detail.fine(swift[0][:low, :low], swift[1][:low, :low], judge, k)
+    drafts = [_drafted(maps, judge) for maps in (swift, fine)]
+    best = max(
+        drafts,
+        key=lambda d: ranking.logit(judge.glance(d.map21[b.samples], d.map12[a.samples])),
     )
-    return max(once, twice, key=lambda item: ranking.logit(item[0].parts))
+    return _hypothesis(candidate.name, best, judge)

@@ -19,11 +19,13 @@ from driftworks.shapes.repair import FEWEST_VERTICES
 from driftworks.shapes.spectrum import Basis, basis
 from driftworks.shapes.zoomout import farthest_points
 
-__all__ = ["Surface"]
+__all__ = ["DENSE", "Surface"]
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
+#: Vertices that a search goes through at most, but for the last one.
+DENSE = 5000
 _CURVED = 100  # functions that curvature is made of
 _TIMES = (1 / 600, 1 / 200, 1 / 60)  # of smoothing, in units of area
 
@@ -96,6 +98,12 @@ class Surface:
         )
         inwards = self.mesh.is_cloud and float(smooth.mass @ found[:, 0]) < 0
         return -found if inwards else found
+
+    @cached_property
+    def dense(self) -> Indices:
+        """Vertices among which partners are sought: all, or `DENSE` spread evenly."""
+        n = len(self)
+        return np.arange(n) if n <= 1.5 * DENSE else farthest_points(self.mesh.vertices, DENSE)
 
     def sampled(self, count: int) -> Basis:
         """The basis on the first samples alone: a small shape to search on, not orthonormal."""
