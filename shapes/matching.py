@@ -61,7 +61,9 @@ Indices = NDArray[np.int64]
 HYPOTHESES = ("waves", "signs", "frames", "composed")
 
 _SAMPLES = 1000
-_REFLECTED = 3.0  # by how much, in logarithms of odds, a reflection must be better to be chosen
+# By how much, in logarithms of odds, a reflection must be better to be chosen: much, because an
+# animal in the pose of another's mirror image is matched by one with less bending than is right.
+_REFLECTED = 8.0
 
 
 @dataclass(frozen=True, eq=False)

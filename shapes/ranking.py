@@ -93,20 +93,19 @@ MEASURES = (
     "prior",
 )
 
-#: Intercept u and weights w of refined maps; measures without one are reported and not used.
-_INTERCEPT = -21.34
+#: Intercept u and weights w of refined maps; measures without one are reported and not used, as
+#: curvature and distortion, whose weights came out as 0 beside the others.
+_INTERCEPT = -22.16
 _WEIGHTS = {
-    "bending": -1.95,
-    "worst": -1.97,
-    "inverted": -1.03,
-    "curvature": -3.03,
-    "handedness": -5.39,
-    "distortion": -1.71,
+    "bending": -6.41,
+    "worst": -1.12,
+    "inverted": -0.94,
+    "handedness": -1.83,
 }
 #: Weights of guesses.
 _PROMISE = {"bending": -3.69, "handedness": -1.85, "distortion": -0.92, "descriptors": -0.46}
 #: Confidence of vertices: intercept, and of the logarithms in `local_features`.
-_LOCAL = (-8.83, -1.21, -0.45, -2.65)
+_LOCAL = (-4.86, -0.85, -0.4, -1.47)
 
 _RADIUS = 0.15  # of patches, in units of sqrt(area): a hand is about as wide
 _NEAR = 0.06  # distances that count as near 0 in the cycle
