@@ -72,6 +72,10 @@ bench-protein: $(READY)
 	@$(BIN)/python benchmarks/protein_table.py --data '$(DATA)' $(if $(MODEL),--model $(MODEL)) --n $(N) --cache runs/bench-protein.jsonl
 	@echo '== quality against network calls -> docs/protein_steps.png (stop it and run it again: it continues)'
 	@$(BIN)/python benchmarks/protein_steps.py --data '$(DATA)' $(if $(MODEL),--model $(MODEL)) --n $(N) --cache runs/bench-protein.jsonl --out docs/protein_steps.png
+	@echo '== chains around motifs of natives'
+	@$(BIN)/python benchmarks/protein_motifs.py --data '$(DATA)'
+	@echo '== does the class come that was asked for'
+	@$(BIN)/python benchmarks/protein_labels.py
 
 bench-shapes: DATA =
 bench-shapes: $(READY)

@@ -340,3 +340,39 @@ def test_the_class_that_came_is_told_beside_the_one_that_was_asked_for(
     for row in rows:
         shares = [float(word) for word in row.replace("]", "").split()[1::4]]
         assert sum(shares) == pytest.approx(100.0, abs=0.3)
+
+
+def test_motifs_are_held_and_their_joints_are_told(folder, capsys, monkeypatch, pytestconfig):
+    monkeypatch.syspath_prepend(str(pytestconfig.rootpath / "benchmarks"))
+    motifs = importlib.import_module("protein_motifs")
+    monkeypatch.setattr("sys.argv", [
+        "protein_motifs", "--data", str(folder), "--model", str(folder / "teacher"), "--motifs",
+        "2", "--each", "2", "--length", "42", "--steps", "2",
+    ])  # fmt: skip
+    motifs.main()
+    printed = capsys.readouterr().out
+    off = float(printed.split("off by at most ")[1].split()[0])
+    assert off < 0.1
+    assert "joints" in printed and printed.count("2 of 2 chains") == 2
+    assert printed.splitlines()[-1].startswith("freely")
+
+
+def test_bonds_count_where_a_motif_is_joined(monkeypatch, pytestconfig):
+    """A helix whose residues 0-3 are the motif, pulled away from the rest."""
+    monkeypatch.syspath_prepend(str(pytestconfig.rootpath / "benchmarks"))
+    motifs = importlib.import_module("protein_motifs")
+    ca = ideal.helix(12).copy()
+    ca[:4] -= 2.0
+    chains = Chains.of([ca])
+    held = chains.mask.clone()
+    held[:, 4:] = False
+
+    class Drawn:
+        finite = chains.mask[:, 0]
+
+        def __getattr__(self, name):
+            return held if name == "held" else getattr(chains, name)
+
+    found = motifs.measure(Drawn(), ca[:4] + [0.0, 0.3, 0.0])
+    assert found["joints"] == 0 and found["motif bonds"] == 1 and found["free bonds"] == 1
+    assert found["off"] == pytest.approx(0.3, abs=1e-5)
