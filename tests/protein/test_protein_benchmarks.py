@@ -376,3 +376,23 @@ def test_bonds_count_where_a_motif_is_joined(monkeypatch, pytestconfig):
     found = motifs.measure(Drawn(), ca[:4] + [0.0, 0.3, 0.0])
     assert found["joints"] == 0 and found["motif bonds"] == 1 and found["free bonds"] == 1
     assert found["off"] == pytest.approx(0.3, abs=1e-5)
+
+
+def test_less_noise_and_powers_are_told_side_by_side(
+    folder, capsys, monkeypatch, pytestconfig, tmp_path
+):
+    monkeypatch.syspath_prepend(str(pytestconfig.rootpath / "benchmarks"))
+    annealing = importlib.import_module("protein_annealing")
+    monkeypatch.setattr("sys.argv", [
+        "protein_annealing", "--model", str(folder / "teacher"), "--n", "4", "--length", "42",
+        "--steps", "2", "--gammas", "0.7", "--powers", "1.1", "--sets", "2", "--cache",
+        str(tmp_path / "cache.jsonl"),
+    ])  # fmt: skip
+    annealing.main()
+    first = capsys.readouterr().out
+    less, power = first.splitlines()[-2:]
+    assert less.startswith("gamma 0.7") and less.split()[-3:-1] == ["4", "4"]
+    distinct, ancestors = (float(word) for word in power.split()[-3:-1])
+    assert power.startswith("power 1.1") and 1 <= ancestors <= distinct <= 4
+    annealing.main()
+    assert capsys.readouterr().out == first
