@@ -534,9 +534,12 @@ def picture(tables: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> N
             style = "--" if "," in label else "-"
             axes.plot(x, 100 * share, style, color=f"C{i}", lw=2.2 if label == "match" else 1.2,
                       label=label)  # fmt: skip
-        most = max(len(results) for results in rows.values())
-        axes.set(title=f"{name} ({most} pairs)", xlabel="geodesic error x 100", xlim=(0, 25),
+        counts = {style: [len(rows[m]) for m in rows if ("," in m) == (style == "dashed")]
+                  for style in ("solid", "dashed")}  # fmt: skip
+        pairs = ", ".join(f"{style} {max(some)}" for style, some in counts.items() if some)
+        axes.set(title=f"{name} (pairs: {pairs})", xlabel="geodesic error x 100", xlim=(0, 25),
                  ylim=(0, 100))  # fmt: skip
+        axes.title.set_fontsize(9)
         axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("points within it, %")
     handles: dict[str, Any] = {}
