@@ -26,7 +26,7 @@ help:
 	@echo 'make bench         speed of sampling and training on this machine'
 	@echo 'make bench-core    the core beside other libraries: cost of a step, quality by evaluations; two figures'
 	@echo 'make bench-graphgen  the shipped graph models against their data; DATA=FOLDER with graphs.npz MODEL=NAME'
-	@echo 'make bench-protein  teacher, students and natives side by side; DATA=folder with protein_backbones.npz MODEL=NAME N=200 chains'
+	@echo 'make bench-protein  teacher, students and natives side by side; DATA=folder with protein_backbones.npz MODEL=NAME N=200 chains STEPS=16 calls of a student'
 	@echo 'make bench-shapes  matching against ground truth, masks, costs; three figures; DATA=folder with shapes_faust.npz MODEL=NAME PAIRS=20 MASK_PAIRS=60'
 	@echo 'make train-molgen  train the molecule model (resumable); DATA=qm9|FILE PRESET=small OUT=FOLDER'
 	@echo 'make train-graphgen  train a graph model (resumable); DATA=two_communities|FILE PRESET=small OUT=FOLDER'
@@ -67,9 +67,10 @@ bench-graphgen: $(READY)
 
 bench-protein: DATA = data
 bench-protein: N = 200
+bench-protein: STEPS = 16
 bench-protein: $(READY)
 	@echo '== protein models beside natives ($(DATA))'
-	@$(BIN)/python benchmarks/protein_table.py --data '$(DATA)' $(if $(MODEL),--model $(MODEL)) --n $(N) --cache runs/bench-protein.jsonl
+	@$(BIN)/python benchmarks/protein_table.py --data '$(DATA)' $(if $(MODEL),--model $(MODEL)) --n $(N) --steps $(STEPS) --cache runs/bench-protein.jsonl
 	@echo '== quality against network calls -> docs/protein_steps.png (stop it and run it again: it continues)'
 	@$(BIN)/python benchmarks/protein_steps.py --data '$(DATA)' $(if $(MODEL),--model $(MODEL)) --n $(N) --cache runs/bench-protein.jsonl --out docs/protein_steps.png
 	@echo '== chains around motifs of natives'

@@ -1,8 +1,8 @@
 """Teacher, students and natives side by side: network calls, seconds, figures, and what is met.
 
     python benchmarks/protein_table.py --data FOLDER [--model NAME|FOLDER ...] [--n 200]
-        [--lengths 48 64 96 128] [--gammas 0.3 0.45 0.6] [--steps K] [--teacher-steps 400]
-        [--cache FILE.jsonl] [--json FILE]
+        [--lengths 48 64 96 128] [--gammas 0.45 0.7 1] [--steps K] [--teacher-steps 400]
+        [--teacher-gammas 0.7 1] [--cache FILE.jsonl] [--json FILE]
 
 ``--data`` names protein_backbones.npz (`driftworks.data.backbones`) or the folder it lies in. Every
 model draws n chains, of the lengths in turn that lie in the range it was trained on, at each of the
@@ -184,7 +184,8 @@ def measure(model: Model, train: Chains, store: Store, args: argparse.Namespace)
     kept = [size for size in args.lengths if low <= size <= high] or [low, high]
     given = args.teacher_steps if model.role == "teacher" else args.steps
     steps = taught(model) if given is None else given
-    gammas = list(args.gammas)
+    own = args.teacher_gammas if model.role == "teacher" else None
+    gammas = list(own or args.gammas)
     if model.role == "flowmap":
         gammas = sorted({0.0, *(gamma for gamma in gammas if gamma <= 1)})
     best: Column | None = None
@@ -352,9 +353,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", nargs="+", help="names or folders; all shipped ones by default")
     parser.add_argument("--n", type=int, default=200)
     parser.add_argument("--lengths", type=int, nargs="+", default=[48, 64, 96, 128])
-    parser.add_argument("--gammas", type=float, nargs="+", default=[0.3, 0.45, 0.6])
+    parser.add_argument("--gammas", type=float, nargs="+", default=[0.45, 0.7, 1.0])
     parser.add_argument("--steps", type=int, help="network calls of a student, as taught if unsaid")
     parser.add_argument("--teacher-steps", type=int, help=f"{STEPS} by default")
+    parser.add_argument("--teacher-gammas", type=float, nargs="+", help="--gammas by default")
     parser.add_argument("--folds", type=int, default=100)
     parser.add_argument("--searched", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
