@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -243,3 +245,17 @@ def test_costs_are_counted_in_a_process_of_their_own(cost):
     assert found["seconds"] > 0 and 0.1 < found["peak"] < 4
     with pytest.raises(UserError, match="vertices is a whole number"):
         cost.apart("basis", 200, 20, None)
+
+
+def test_memory_of_a_process_is_its_own(cost, pytestconfig):
+    """A child of a process that holds much holds little; and it notices what it takes itself."""
+    held = np.ones(60_000_000)  # 0.45 GiB
+    code = (
+        "import sys; sys.path.insert(0, {folder!r}); import shapes_cost as c; a = c.peak();"
+        "b = bytearray(300 * 2**20); b[::4096] = b'x' * len(b[::4096]); print(a, c.peak() - a)"
+    ).format(folder=str(pytestconfig.rootpath / "benchmarks"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    start, taken = (float(word) for word in done.stdout.split())
+    assert held.nbytes / 2**30 > 0.4
+    assert start < cost.peak() - 0.2
+    assert taken == pytest.approx(300 / 1024, abs=0.05)
