@@ -85,9 +85,11 @@ def test_a_worse_map_has_worse_measures_and_lower_odds(pair, judge, rng):
         found = judge.measure(*noisy)
         for name in ("distortion", "bending", "descriptors", "cycle", "orthogonality"):
             assert found[name] > last[name], (name, part)
-        assert logit(found) < logit(last) and promise(found) < promise(last)
+        assert promise(found) < promise(last)
+        if part < 1:  # of maps that are all wrong none is the worse one
+            assert logit(found) < logit(last)
+        assert probability(found) < 0.05
         last = found
-    assert probability(last) < 0.05
 
 
 def test_confidence_is_low_where_the_map_is_wrong_and_scaled_by_the_score(pair, judge):
