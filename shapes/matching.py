@@ -40,6 +40,7 @@ from driftworks.shapes.ranking import Judge
 from driftworks.shapes.result import Hypothesis, Match
 from driftworks.shapes.starts import Candidate
 from driftworks.shapes.surface import Surface
+from driftworks.shapes.threads import one_thread
 from driftworks.shapes.zoomout import BothWays
 
 __all__ = [
@@ -87,6 +88,7 @@ def default_prior() -> Prior:
     return SecondMoment.of_isometries(100)
 
 
+@one_thread()
 def match(
     a: Mesh,
     b: Mesh,
@@ -127,6 +129,7 @@ def match(
     return _match(judge, (a, b), k, hypotheses, finalists, optimise, aligned, seed, [])
 
 
+@one_thread()
 def match_collection(
     meshes: Sequence[Mesh],
     pairs: Sequence[tuple[int, int]] | None = None,

@@ -26,6 +26,7 @@ from driftworks.shapes.mesh import Mesh
 from driftworks.shapes.prior import Prior, posterior_penalty
 from driftworks.shapes.ranking import Judge
 from driftworks.shapes.result import Match
+from driftworks.shapes.threads import one_thread
 
 __all__ = ["Spread", "complete", "refine", "sample_maps"]
 
@@ -37,6 +38,7 @@ _WEIGHT = 1.0
 _STRAY = 25.0  # odds, as a logarithm, that a landmark costs that lands sqrt(area) away
 
 
+@one_thread()
 def refine(
     given: Match | ArrayLike,
     a: Mesh | None = None,
@@ -68,6 +70,7 @@ def refine(
     return conclude(judge, (a, b), [extend("given", c, c.T, judge, k)])
 
 
+@one_thread()
 def complete(
     a: Mesh,
     b: Mesh,
@@ -140,6 +143,7 @@ class Spread:
     spread_b: Array
 
 
+@one_thread()
 def sample_maps(
     given: Match, count: int = 8, *, noise: float = 0.3, seed: int = 0, k: int = 100
 ) -> Spread:

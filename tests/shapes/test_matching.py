@@ -85,6 +85,25 @@ def test_numbering_motion_and_scale_do_not_matter(pair, found):
     assert np.abs(again.confidence_b - found.confidence_b[order]).mean() < 0.01
 
 
+def test_matching_takes_one_thread_and_gives_the_others_back(pair, monkeypatch):
+    """Threads that wait for each other on a busy machine take many times the processor time."""
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    from driftworks.shapes import matching
+
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info()}
+
+    seen = []
+    real = matching.prepare
+    monkeypatch.setattr(matching, "prepare", lambda *a: seen.append(threads()) or real(*a))
+    with threadpool_limits(limits=2):
+        before = threads()
+        match(*pair, **QUICK)
+        assert threads() == before and 2 in before
+    assert seen == [{1}]
+
+
 def test_the_same_call_gives_the_same_match(pair, found):
     again = match(*pair, **QUICK)
     assert np.array_equal(again.map_ba, found.map_ba) and again.score == found.score
