@@ -21,6 +21,7 @@ PACKAGES = (
     "torch", "numpy", "scipy", "safetensors", "rdkit", "biotite", "pandas", "pyarrow", "sqlalchemy",
     "pydantic", "typer", "rich", "jinja2", "matplotlib", "tblite", "pyscf", "torch-geometric",
     "networkx", "mdtraj", "fcd-torch", "robust-laplacian", "potpourri3d", "trimesh",
+    "threadpoolctl",
 )  # fmt: skip
 
 # Water at the experimental geometry [angstrom]: O-H 0.9572, H-O-H 104.52 degrees.
